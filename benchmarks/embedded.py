@@ -93,7 +93,8 @@ async def embedded_server(
 
     line = json.dumps(settings).encode() + b"\n"
     command, environ = module_command(_SERVER, "serve"), module_environ(dict(os.environ))
-    process = await ChildProcess.spawn(command, environ, take, stdin=line)
+    process = ChildProcess(take=take)
+    await process.spawn(command, environ, stdin=line)
     try:
         waiting: set[asyncio.Future[Any]] = {first_line, process.exited}
         await asyncio.wait(waiting, timeout=_START_LIMIT, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Count the functions and modules of engine_plugin on three ways through a running plugin.
+"""Count the functions and modules of engine_plugin on some ways through a running plugin.
 
     .venv/bin/python scripts/hops.py            # a table
     .venv/bin/python scripts/hops.py --names    # also the names of the functions
@@ -12,6 +12,7 @@ pull event     from the function that receives a downloaded chunk to the gRPC me
                the step from one function to the next
 whole pull     from PullModelStream to its end, with the inspection of the model by the engine's software
 engine start   from StartEngine to the answer of LoadModel for a model that is not in memory
+process start  from EngineProcess.ensure_ready to the readiness of its process: the functions of process/ only
 chat chunk     from the engine's bytes to the gRPC message
 """
 
@@ -55,6 +56,8 @@ SENDERS = frozenset({"PullModelStream", "InvokeServiceStream", "_write"})
 RECEIVE = "data_received"
 """The function that takes bytes from a socket."""
 EVENT = "ChunkProgress"
+SERVING = "engine_process.EngineProcess._serve"
+"""The first function that runs when a process is ready."""
 
 
 class Way(NamedTuple):
@@ -203,11 +206,14 @@ async def _pull(host: Host) -> list[Way]:
     return [_way("pull event", _most_common(ways)), _way("whole pull", seen.calls)]
 
 
-async def _start(host: Host) -> Way:
+async def _start(host: Host) -> list[Way]:
     with Recorder() as seen:
         await host.call("StartEngine", pb.StartEngineRequest(mode="cpu"))
         await host.call("LoadModel", pb.LoadModelRequest(request_json=b'{"model": "tiny-chat-gguf"}'))
-    return _way("engine start", seen.calls)
+    names = [_name(code) for code in seen.calls]
+    begin, end = names.index("engine_process.EngineProcess.ensure_ready"), names.index(SERVING)
+    process = [code for code in seen.calls[begin:end] if _module(code).startswith("process.")]
+    return [_way("engine start", seen.calls), _way("process start", process)]
 
 
 async def _chat(host: Host) -> Way:
@@ -228,12 +234,12 @@ async def _chat(host: Host) -> Way:
 async def _measure() -> list[Way]:
     with tempfile.TemporaryDirectory(prefix="hops-") as folder:
         async with asyncio.timeout(120), _host(Path(folder)) as host:
-            return [*await _pull(host), await _start(host), await _chat(host)]
+            return [*await _pull(host), *await _start(host), await _chat(host)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description="Count functions and modules on three ways through the plugin.")
+    parser = argparse.ArgumentParser(description="Count functions and modules on some ways through the plugin.")
     parser.add_argument("--names", action="store_true", help="also print the functions")
     options = parser.parse_args(arguments)
     os.environ.pop("HF_HUB_OFFLINE", None)

@@ -5,6 +5,7 @@ run             one run of an engine process: its output, its exit code, and how
 health          health checks in a row, and whether a silent process uses the processor
 restarts        the back-off and the limit of restarts
 child           one subprocess with its pipes, and the end of its whole tree
+lines           the lines of a subprocess's output
 tree            process trees, per operating system
 records         files by which the processes of a killed plugin are found again
 guard           the parent of a foreign program, which ends with the plugin; runners call `arm` instead

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,60 +31,52 @@ _KILL_PAUSE = 0.01
 _NEUTRAL = Path(sys.executable).anchor
 
 
+@dataclass(eq=False, repr=False)
 class ChildProcess(asyncio.SubprocessProtocol):
-    """A spawned process. Its owner awaits `kill` in the end, even if the process has exited."""
+    """A process that `spawn` starts. Its owner awaits `kill` in the end, even if the process has exited."""
 
-    def __init__(self, take: Callable[[int, bytes], None]) -> None:
-        """Use `spawn`."""
-        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """The exit status; negative for a signal."""
-        self.drained = asyncio.Event()
-        """Set when all output of the process has been passed on."""
-        self.pid = 0
-        self._take = take
-        self._job: Any = None  # on Windows, ends the process with the plugin
-        self._open = {STDOUT, STDERR}
-        self._closed = asyncio.Event()
-        self._transport: asyncio.SubprocessTransport  # from `connection_made` on
+    take: Callable[[int, bytes], None] = field(default=lambda _stream, _data: None, kw_only=True)
+    """It gets (STDOUT or STDERR, bytes) as they come. A subclass may override `pipe_data_received` instead."""
 
-    @classmethod
+    pid: int = field(default=0, init=False)
+    exited: asyncio.Future[int] = field(default_factory=asyncio.Future, init=False)
+    """The exit status; negative for a signal."""
+
+    drained: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Set when all output of the process has been passed on."""
+
+    stdin: asyncio.WriteTransport = field(init=False)
+    _transport: asyncio.SubprocessTransport = field(init=False)
+    _job: Any = field(default=None, init=False)  # on Windows, ends the process with the plugin
+    _open: set[int] = field(default_factory=lambda: {STDOUT, STDERR}, init=False)
+    _closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
     async def spawn(
-        cls,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        take: Callable[[int, bytes], None],
-        *,
-        stdin: bytes = b"",
-        cwd: str | None = None,
-    ) -> ChildProcess:
-        """Run `argv` with `env`; `take` gets (STDOUT or STDERR, bytes) as they come. Raises OSError.
+        self, argv: Sequence[str], env: Mapping[str, str], *, stdin: bytes = b"", cwd: str | None = None
+    ) -> None:
+        """Run `argv` with `env`. Raises OSError.
 
         `stdin` is written; then stdin stays open until `close_stdin`. Without `cwd` it runs in the root directory.
         """
-        pipe = asyncio.subprocess.PIPE
-        _, child = await asyncio.get_running_loop().subprocess_exec(
-            lambda: cls(take),
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: self,
             *argv,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
             env={**env, guard.PARENT_VARIABLE: str(os.getpid())},
             cwd=cwd or _NEUTRAL,
-            **tree.spawn_options(held=True),
+            **tree.SPAWN_OPTIONS,
         )
         if sys.platform == "win32":
             try:
-                child._job = tree.bind_to_us(child.pid)
+                self._job = tree.bind_to_us(self.pid)
             except OSError:
-                await child.kill()
+                await self.kill()
                 raise
         if stdin:
-            child._stdin().write(stdin)
-        return child
+            self.stdin.write(stdin)
 
     def close_stdin(self) -> None:
         """Close stdin after what was written."""
-        self._stdin().close()
+        self.stdin.close()
 
     async def kill(
         self, known: Sequence[psutil.Process] = (), stragglers: Callable[[], list[psutil.Process]] | None = None
@@ -102,8 +95,8 @@ class ChildProcess(asyncio.SubprocessProtocol):
             while gone and stragglers is not None and (found := await in_thread(stragglers)):
                 gone = await self._kill_all(found, give_up)
         finally:
-            if self._stdin().get_write_buffer_size():
-                self._stdin().abort()  # else closing waits for a reader
+            if self.stdin.get_write_buffer_size():
+                self.stdin.abort()  # else closing waits for a reader
             self._transport.close()
             if self._job is not None:
                 self._job.close()
@@ -121,17 +114,15 @@ class ChildProcess(asyncio.SubprocessProtocol):
             await asyncio.sleep(_KILL_PAUSE)
         return True
 
-    def _stdin(self) -> asyncio.WriteTransport:
-        return cast("asyncio.WriteTransport", self._transport.get_pipe_transport(STDIN))
-
     # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
+        self.stdin = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(STDIN))
         self.pid = self._transport.get_pid()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self._take(fd, data)
+        self.take(fd, data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._open.discard(fd)

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process import run as process_run
 from engine_plugin.process import tree
-from engine_plugin.process.child import ChildProcess
 from engine_plugin.process.health import HealthPolicy, HealthRecord, ProcessorUse
+from engine_plugin.process.records import TOKEN_VARIABLE
 from engine_plugin.process.restarts import RestartPolicy, Restarts
 from engine_plugin.process.run import ProcessRun
 from engine_plugin.system.limits import NO_FILES, files_in_use
@@ -173,7 +173,7 @@ class EngineProcess(ABC):
     @property
     def pid(self) -> int | None:
         """The pid of the process that runs."""
-        return self.latest_run.pid if self.latest_run is not None and not self.ended.is_set() else None
+        return self.latest_run.pid or None if self.latest_run is not None and not self.ended.is_set() else None
 
     @property
     def restarts(self) -> int:
@@ -314,56 +314,57 @@ class EngineProcess(ABC):
         """Set `run.failure` unless the run ended because of a stop. Being cancelled ends the process, too."""
         command = self.command()
         try:
-            env = {**command.env, **self._ticket.environ}
-            child = await ChildProcess.spawn(command.argv, env, run.hear, stdin=command.stdin, cwd=command.cwd)
+            env = {**command.env, TOKEN_VARIABLE: self._ticket.token}
+            await run.spawn(command.argv, env, stdin=command.stdin, cwd=command.cwd)
         except OSError as error:
             reason = files_in_use(error) if error.errno in NO_FILES else error.strerror or error
             run.failure = f"{self.name}: cannot run {error.filename or command.argv[0]}: {reason}"
             return
-        run.pid, run.processor = child.pid, ProcessorUse(child.pid)
+        run.processor = ProcessorUse(run.pid)
         try:
-            self._ticket.add(child.pid)
-            run.failure = await self._start(run, child) or await self._serve(run, child)
+            self._ticket.add(run.pid)
+            run.failure = await self._start(run) or await self._serve(run)
         finally:
             self._enter(ProcessState.STOPPING)  # before the clean-up: a dead process must not pass for a ready one
             run.over.set()
-            await self._end(child)
+            await self._end(run)
 
-    async def _start(self, run: ProcessRun, child: ChildProcess) -> str:
+    async def _start(self, run: ProcessRun) -> str:
         """Probe until the process can serve. Returns why it failed; "" when it is ready or a stop came."""
         loop, limits = asyncio.get_running_loop(), self._limits
-        latest_end = loop.time() + limits.start_limit
+        progress_at = loop.time()
+        latest_end = progress_at + limits.start_limit
         probing = asyncio.create_task(run.probe(self.can_serve))
         try:
             while True:
-                run.progress.clear()
-                moved = asyncio.create_task(run.progress.wait())
-                patience = max(0.0, min(limits.start_timeout, latest_end - loop.time()))
-                events: set[asyncio.Future[Any]] = {probing, self._stop_wanted, child.exited, moved}
+                progress_at = max(progress_at, run.progress_at)
+                patience = max(0.0, min(progress_at + limits.start_timeout, latest_end) - loop.time())
+                events: set[asyncio.Future[Any]] = {probing, self._stop_wanted, run.exited}
                 await asyncio.wait(events, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                moved.cancel()
                 if self._stop_wanted.done():
                     return ""
-                if child.exited.done() or (probing.done() and probing.exception()):
-                    return await self._failed_start(run, child, probing)
+                if run.exited.done() or (probing.done() and probing.exception()):
+                    return await self._failed_start(run, probing)
                 if probing.done():
                     run.health = HealthRecord(limits.health, loop.time())
                     self._enter(ProcessState.READY)
                     return ""
                 if loop.time() >= latest_end:
                     return self._too_slow(run, f"not ready after {limits.start_limit:g} s", "start_limit")
-                if not run.progress.is_set() and not await run.processor.grew(limits.start_timeout):
-                    silence = f"no sign of progress for {limits.start_timeout:g} s"
-                    return self._too_slow(run, silence, "start_timeout")
+                if run.progress_at <= progress_at:
+                    if not await run.processor.grew(limits.start_timeout):
+                        silence = f"no sign of progress for {limits.start_timeout:g} s"
+                        return self._too_slow(run, silence, "start_timeout")
+                    progress_at = loop.time()
         finally:
             probing.cancel()
             await asyncio.gather(probing, return_exceptions=True)
 
-    async def _failed_start(self, run: ProcessRun, child: ChildProcess, probing: asyncio.Task[None]) -> str:
+    async def _failed_start(self, run: ProcessRun, probing: asyncio.Task[None]) -> str:
         # A process that dies breaks its connections a moment before its exit is known.
-        await asyncio.wait({child.exited}, timeout=process_run.DEATH_NOTICE)
-        if child.exited.done():
-            return f"{self.name} ended during its start: {await run.describe_exit(child, self._needs)}"
+        await asyncio.wait({run.exited}, timeout=process_run.DEATH_NOTICE)
+        if run.exited.done():
+            return f"{self.name} ended during its start: {await run.describe_exit(self._needs)}"
         error = probing.exception()
         why = str(error) or type(error).__name__
         return f"{self.name} cannot serve: {why}. Last lines: {run.last_lines() or 'none'}"
@@ -374,7 +375,7 @@ class EngineProcess(ABC):
             f"Raise engine.{option} in plugin.yaml if this machine is slow"
         )
 
-    async def _serve(self, run: ProcessRun, child: ChildProcess) -> str:
+    async def _serve(self, run: ProcessRun) -> str:
         """Wait for a stop, or notice that the process has died or hangs. Returns why it failed, "" after a stop."""
         if run.health is None:
             return ""  # a stop came before it was ready
@@ -382,7 +383,7 @@ class EngineProcess(ABC):
         began = loop.time()
         watching = asyncio.create_task(self._watch(run, run.health))
         try:
-            events: set[asyncio.Future[Any]] = {watching, self._stop_wanted, child.exited, run.abandoned}
+            events: set[asyncio.Future[Any]] = {watching, self._stop_wanted, run.exited, run.abandoned}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
             run.served = loop.time() - began
@@ -391,9 +392,9 @@ class EngineProcess(ABC):
             await asyncio.gather(watching, return_exceptions=True)
         if self._stop_wanted.done():
             return ""
-        if child.exited.done():
+        if run.exited.done():
             self._enter(ProcessState.STOPPING)
-            return f"{self.name} died: {await run.describe_exit(child, self._needs)}"
+            return f"{self.name} died: {await run.describe_exit(self._needs)}"
         why = f"is restarted: {run.abandoned.result()}" if run.abandoned.done() else watching.result()
         return f"{self.name} {why}"
 
@@ -402,7 +403,7 @@ class EngineProcess(ABC):
         loop, policy = asyncio.get_running_loop(), self._limits.health
         run.processor.forget()
         while True:
-            run.progress.clear()
+            began = loop.time()
             await asyncio.sleep(policy.interval)
             if why := self.unusable():
                 return f"is restarted: {why}"
@@ -412,7 +413,7 @@ class EngineProcess(ABC):
                 run.processor.forget()
                 continue
             computed = await run.processor.grew(policy.interval)
-            if answered or run.progress.is_set() or computed:
+            if answered or run.progress_at >= began or computed:
                 health.sign_of_life = loop.time()
             elif computed is not None and health.hung(loop.time()):
                 return (
@@ -436,22 +437,22 @@ class EngineProcess(ABC):
         if health.degraded is not before:
             self._enter(ProcessState.DEGRADED if health.degraded else ProcessState.READY)
 
-    async def _end(self, child: ChildProcess) -> None:
+    async def _end(self, run: ProcessRun) -> None:
         """Stop a process that still runs, kill its whole tree, and confirm that it has ended."""
         kin: list[psutil.Process] = []
         try:
-            if not child.exited.done():
-                kin = tree.descendants(child.pid)  # found now: those in other sessions are lost once the parent ends
-                child.close_stdin()
+            if not run.exited.done():
+                kin = tree.descendants(run.pid)  # found now: those in other sessions are lost once the parent ends
+                run.close_stdin()
                 if not self._stop_by_stdin:
-                    tree.ask_to_stop(child.pid)
-                await asyncio.wait({child.exited}, timeout=self._limits.stop_timeout)
-            if not child.exited.done():
+                    tree.ask_to_stop(run.pid)
+                await asyncio.wait({run.exited}, timeout=self._limits.stop_timeout)
+            if not run.exited.done():
                 log.warning("%s did not stop in %g s: killing it", self.name, self._limits.stop_timeout)
         finally:
-            if not await child.kill(kin, self._ticket.stragglers):
-                log.error("%s (pid %d) could not be killed", self.name, child.pid)
+            if not await run.kill(kin, self._ticket.stragglers):
+                log.error("%s (pid %d) could not be killed", self.name, run.pid)
             try:
-                self._ticket.remove(child.pid)
+                self._ticket.remove(run.pid)
             except OSError as error:
                 log.warning("%s has ended, but: %s", self.name, error)

@@ -16,6 +16,7 @@ from engine_plugin.errors import BadGatewayError
 from engine_plugin.process import guard
 from engine_plugin.process.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.process.environ import child_environ
+from engine_plugin.process.lines import Lines
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -114,19 +115,16 @@ async def run_telling(argv: Sequence[str], env: Mapping[str, str], tell: Callabl
 
     It ends with this process and with this call, as in `run_briefly`. Raises OSError when it cannot be run.
     """
-    unended = {STDOUT: b"", STDERR: b""}
+    output = {STDOUT: Lines(_LINE_LIMIT), STDERR: Lines(_LINE_LIMIT)}
 
     def hear(stream: int, data: bytes) -> None:
-        *lines, rest = (unended[stream] + data).split(b"\n")
-        unended[stream] = rest[-_LINE_LIMIT:]
-        for line in lines:
-            tell(line.decode("utf-8", "replace").rstrip())
+        for line in output[stream].feed(data):
+            tell(line)
 
     async with _running(argv, env, hear) as child:
         await asyncio.wait({child.exited})
-    for stream, rest in unended.items():
-        if rest:
-            hear(stream, b"\n")
+    for line in output[STDOUT].end() + output[STDERR].end():
+        tell(line)
     return child.exited.result()
 
 
@@ -139,7 +137,8 @@ async def _running(
     if not ours and not stdin:
         _require_program(argv[0], env)
         argv = guarded(argv)
-    child = await ChildProcess.spawn(argv, env, take, stdin=stdin)
+    child = ChildProcess(take=take)
+    await child.spawn(argv, env, stdin=stdin)
     try:
         child.close_stdin()
         yield child

@@ -37,6 +37,7 @@ _KILL_PAUSE = 0.01
 _FORGOTTEN = 30 * 86400.0  # seconds; the record of an earlier boot or a removed container
 
 TOKEN_VARIABLE = "ENGINE_PLUGIN_TOKEN"  # noqa: S105  # a name of a variable, and the token is no secret
+"""The variable with the token, by which the process and its descendants are found."""
 
 
 class ProcessTicket:
@@ -49,13 +50,8 @@ class ProcessTicket:
         self.token = secrets.token_hex(16)
         self._folder = folder
 
-    @property
-    def environ(self) -> dict[str, str]:
-        """The part of the process's environment by which it and its descendants are found."""
-        return {TOKEN_VARIABLE: self.token}
-
     def add(self, pid: int) -> None:
-        """Write the record of a process that was just spawned with `environ`. Raises OSError."""
+        """Write the record of a process that was just spawned, with the token in its environment. Raises OSError."""
         private_folder(self._folder)
         owner = os.getpid()
         record = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.process import memory
 from engine_plugin.process.child import STDERR, STDOUT, ChildProcess
+from engine_plugin.process.lines import Lines
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ _PROBE_FIRST, _PROBE_LAST = 0.01, 0.25
 _ECHO = 0.1  # seconds after a probe in which output may be nothing but the echo of it
 
 
-@dataclass(eq=False)
-class ProcessRun:
-    """What is known of one run. Made by `EngineProcess` for each start; a request keeps the run that it uses, and
-    takes from it why its connection broke.
+@dataclass(eq=False, repr=False)
+class ProcessRun(ChildProcess):
+    """The process of one run, and what is known of it. Made by `EngineProcess` for each start; a request keeps the
+    run that it uses, and takes from it why its connection broke.
 
     `over` is set as soon as the process no longer serves, before it is cleaned up; `failure` then says why, "" after
     a stop. `served` is for how many seconds it served, None if it never did. `exit_code` is that of a process that
@@ -51,7 +52,6 @@ class ProcessRun:
     on_output: Callable[[str], None]
     """It gets each line of stdout."""
 
-    pid: int | None = None
     failure: str = ""
     served: float | None = None
     exit_code: int | None = None
@@ -63,15 +63,17 @@ class ProcessRun:
     processor: ProcessorUse = field(init=False)
     """From the spawn on."""
 
-    progress: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by output that is more than the echo of a probe."""
+    progress_at: float = 0.0
+    """When there last was output that is more than the echo of a probe, by the loop's clock."""
 
     abandoned: asyncio.Future[str] = field(default_factory=asyncio.Future)
     """The reason, once a process that runs must be restarted."""
 
     _kills: int | None = field(default_factory=memory.kills)
     _tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
-    _unended: dict[int, bytes] = field(default_factory=lambda: {STDOUT: b"", STDERR: b""})
+    _output: dict[int, Lines] = field(
+        default_factory=lambda: {STDOUT: Lines(_LINE_LIMIT), STDERR: Lines(_LINE_LIMIT)}
+    )
     _echo_until: float = 0.0
     _echoed: bool = False  # whether there was output just after the latest probe
     _echoes: bool = False  # the same of the probe before: only output that follows each of them is an echo
@@ -85,22 +87,20 @@ class ProcessRun:
         """The last thirty lines of the output, the oldest first."""
         return list(self._tail)
 
-    def hear(self, stream: int, block: bytes) -> None:
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
         """Take output. Of a flood only the last lines are kept, except on stdout."""
-        *lines, rest = (self._unended[stream] + block).split(b"\n")
-        self._unended[stream] = rest[-_LINE_LIMIT:]
-        for line in lines if stream == STDOUT else lines[-_TAIL_LINES:]:
-            text = line[:_LINE_LIMIT].decode("utf-8", "replace").strip()
-            if text:
+        lines = self._output[fd].feed(data)
+        for line in lines if fd == STDOUT else lines[-_TAIL_LINES:]:
+            if text := line.strip():
                 self._tail.append(text)
                 log.debug("%s: %s", self.name, text)
-                if stream == STDOUT:
+                if fd == STDOUT:
                     self.on_output(text)
-        if asyncio.get_running_loop().time() <= self._echo_until:
-            self._echoed = True
-            if self._echoes:
-                return
-        self.progress.set()
+        now = asyncio.get_running_loop().time()
+        is_echo = now <= self._echo_until
+        self._echoed = self._echoed or is_echo
+        if not (is_echo and self._echoes):
+            self.progress_at = now
 
     async def probe(self, can_serve: Callable[[], Awaitable[bool]]) -> None:
         """Return when `can_serve` is true; raise what it raises. What a server logs for each probe is no progress."""
@@ -117,12 +117,12 @@ class ProcessRun:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _PROBE_LAST)
 
-    async def describe_exit(self, child: ChildProcess, needs: int) -> str:
+    async def describe_exit(self, needs: int) -> str:
         """How the process ended, with its last lines. `needs` are the bytes of the files that it loads."""
-        await comes_true(child.drained.wait(), within=DEATH_NOTICE)  # a grandchild may hold the pipes
-        for stream in self._unended:
-            self.hear(stream, b"\n")
-        code = self.exit_code = child.exited.result()
+        await comes_true(self.drained.wait(), within=DEATH_NOTICE)  # a grandchild may hold the pipes
+        for stream in self._output:
+            self.pipe_data_received(stream, b"\n")
+        code = self.exit_code = self.exited.result()
         lack = memory.shortage(code, " ".join(self._tail), self._kills, needs)
         self.lacked_memory = bool(lack)
         cause = f"exit code {code}"

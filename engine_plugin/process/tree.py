@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "SPAWN_OPTIONS",
     "ask_to_stop",
     "bind_to_us",
     "descendants",
@@ -28,25 +29,22 @@ __all__ = [
     "processor_seconds",
     "same_process",
     "session_members",
-    "spawn_options",
     "start_time",
 ]
 
-_CREATE_SUSPENDED = 0x4  # of CreateProcess; the subprocess module has no name for it
+SPAWN_OPTIONS: dict[str, Any] = {"start_new_session": True}
+"""Arguments for subprocess creation: a session (or process group) of its own.
+
+On Windows the process is suspended until `bind_to_us` has put it into a job: its earlier children would not be in it.
+"""
+
+if sys.platform == "win32":
+    _CREATE_SUSPENDED = 0x4  # of CreateProcess; the subprocess module has no name for it
+    SPAWN_OPTIONS = {
+        "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW | _CREATE_SUSPENDED
+    }
 if sys.platform == "linux":
     _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def spawn_options(*, held: bool = False) -> dict[str, Any]:
-    """Arguments for subprocess creation: a session (or process group) of its own, no inherited handles.
-
-    With `held` the process is suspended, on Windows, until `bind_to_us` has put it into a job: its earlier children
-    would not be in the job.
-    """
-    if sys.platform == "win32":
-        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
-        return {"creationflags": flags | (_CREATE_SUSPENDED if held else 0)}
-    return {"start_new_session": True, "close_fds": True}
 
 
 def ask_to_stop(pid: int) -> None:

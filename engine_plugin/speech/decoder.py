@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from engine_plugin import catalogue
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError, UnavailableError
@@ -68,8 +68,8 @@ class Recording(NamedTuple):
 class _DecoderProcess(ChildProcess):
     """The decoder program, with back-pressure in both directions."""
 
-    def __init__(self, take: Any) -> None:
-        super().__init__(take)
+    def __init__(self) -> None:
+        super().__init__()
         self.stderr = bytearray()
         self.stdout = bytearray()
         self._writable = asyncio.Event()
@@ -82,7 +82,7 @@ class _DecoderProcess(ChildProcess):
     async def write(self, data: bytes) -> None:
         """Write input; waits while the pipe is full."""
         if not self._input_lost:
-            self._stdin().write(data)
+            self.stdin.write(data)
         await self._writable.wait()
 
     async def read_frame(self) -> tuple[bytes, bytes]:
@@ -259,9 +259,10 @@ class Decoder:
         settings = {"live": live, "format": audio_format, "rate": rate, "channels": channels, "longest": longest}
         head = json.dumps(settings).encode() + b"\n"
         command, environ = module_command(_MODULE), module_environ(self._environ, self._site)
-        process = await _DecoderProcess.spawn(command, environ, lambda _fd, _data: None, stdin=head)
+        process = _DecoderProcess()
+        await process.spawn(command, environ, stdin=head)
         try:
-            yield DecodedStream(cast("_DecoderProcess", process), can_install=self._site is not None)
+            yield DecodedStream(process, can_install=self._site is not None)
         finally:
             await process.kill()
 

@@ -92,7 +92,9 @@ class Renderer:
         if process is not None and not process.exited.done():
             return process
         await self._end()
-        self._process = process = await _Process.spawn(self._argv, self._environ, lambda _fd, _data: None)
+        process = _Process()
+        await process.spawn(self._argv, self._environ)
+        self._process = process
         told = await process.ask(encode(list(self._templates)), _START_WITHIN)
         if told is None:
             await self._end()
@@ -111,14 +113,8 @@ class Renderer:
 class _Process(ChildProcess):
     """The process and its pipes."""
 
-    @classmethod
-    async def spawn(cls, *args: Any, **others: Any) -> _Process:
-        process = await super().spawn(*args, **others)
-        assert isinstance(process, cls)  # noqa: S101  # made by `cls`; for the type checker
-        return process
-
-    def __init__(self, take: Any) -> None:
-        super().__init__(take)
+    def __init__(self) -> None:
+        super().__init__()
         self._heard = bytearray()
         self._answer: asyncio.Future[dict[str, Any] | None] | None = None
 
@@ -127,7 +123,7 @@ class _Process(ChildProcess):
         self._answer = asyncio.get_running_loop().create_future()
         if self.exited.done():
             return None
-        self._stdin().write(frame)
+        self.stdin.write(frame)
         await asyncio.wait({self._answer}, timeout=within)
         return self._answer.result() if self._answer.done() else None
 

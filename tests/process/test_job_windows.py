@@ -28,7 +28,7 @@ windows_only = pytest.mark.skipif(
 PLUGIN = """\
 import os, subprocess, sys, time
 from engine_plugin.process import job_windows, tree
-child = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, **tree.spawn_options(held=True))
+child = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, **tree.SPAWN_OPTIONS)
 job = tree.bind_to_us(child.pid)
 open(sys.argv[1] + ".new", "w").write(str(child.pid))
 os.replace(sys.argv[1] + ".new", sys.argv[1])
@@ -37,7 +37,9 @@ time.sleep(60)
 
 
 async def spawn(spawner: Spawner, *actions: str) -> ChildProcess:
-    return await ChildProcess.spawn([*CHILD, *actions], spawner.env, lambda _stream, _data: None)
+    child = ChildProcess()
+    await child.spawn([*CHILD, *actions], spawner.env)
+    return child
 
 
 @pytest.mark.promise("F9")

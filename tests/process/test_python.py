@@ -164,7 +164,8 @@ from engine_plugin.process import guard, python
 from engine_plugin.process.child import ChildProcess
 async def main():
     argv = python.module_command("engine_plugin.engines.llamacpp.runner", "inspect")
-    child = await ChildProcess.spawn(argv, python.module_environ(os.environ), lambda *_: None)
+    child = ChildProcess()
+    await child.spawn(argv, python.module_environ(os.environ))
     open(sys.argv[1] + ".new", "w").write(str(child.pid))
     os.replace(sys.argv[1] + ".new", sys.argv[1])
     await asyncio.sleep(1000)

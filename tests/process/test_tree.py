@@ -30,7 +30,7 @@ def leader(spawner: Spawner) -> Iterator[subprocess.Popen[bytes]]:
     """A process as the plugin spawns it, with a child in its session and one in a session of its own."""
     actions = [f"grandchild:{spawner.path('kin')}", f"loner:{spawner.path('loner')}", f"ready:{spawner.path('up')}"]
     pipe = subprocess.PIPE
-    with subprocess.Popen([*STUBBORN, *actions], env=spawner.env, stdin=pipe, **tree.spawn_options()) as process:
+    with subprocess.Popen([*STUBBORN, *actions], env=spawner.env, stdin=pipe, **tree.SPAWN_OPTIONS) as process:
         try:
             yield process
         finally:
@@ -148,7 +148,7 @@ async def test_stop_request_sends_sigterm(spawner: Spawner, guarded: bool) -> No
 @pytest.mark.skipif(sys.platform == "win32", reason="there it is a Job Object")
 def test_no_job_is_used_where_the_guard_binds() -> None:
     assert tree.bind_to_us(os.getpid()) is None
-    assert tree.spawn_options(held=True) == tree.spawn_options()
+    assert tree.SPAWN_OPTIONS == {"start_new_session": True}
 
 
 @pytest.mark.promise("L11")
