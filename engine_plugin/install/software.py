@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
@@ -27,7 +27,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.install.holds import Hold
 from engine_plugin.install.pip import install_packages
-from engine_plugin.install.releases import DownloadRules, Downloads
+from engine_plugin.install.releases import Archive, DownloadRules, Downloads
 from engine_plugin.install.versions import Installation, InstallSteps
 from engine_plugin.manifest.paths import is_file
 from engine_plugin.process import python
@@ -39,20 +39,18 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.install.releases import Archive
     from engine_plugin.system.trust import Doubt
 
 __all__ = [
+    "Backend",
     "InstallHooks",
-    "LocalBackend",
     "LocalSoftware",
     "SoftwareInstaller",
-    "SoftwareSettings",
+    "SoftwareOptions",
     "distribution_version",
     "find_unpacked_program",
     "locate_program",
     "pinned_versions",
-    "release_id",
     "requested_backend",
 ]
 
@@ -63,71 +61,78 @@ _OUTPUT_TAIL = 500
 _ACQUIRE_ATTEMPTS, _ACQUIRE_PAUSE = 50, 0.1
 
 
-class LocalBackend(Protocol):
+@dataclass(frozen=True, slots=True)
+class SoftwareOptions:
+    """What to install and where it comes from: the same keys of plugin.yaml for every engine."""
+
+    version: str = ""
+    """What InstallEngine and UpgradeEngine install; empty: the one that goes with this version of engine-plugin."""
+
+    archives: tuple[Archive, ...] = ()
+    """A release of one's own in the place of the project's: what to install on which machine."""
+
+    mirror: str = ""
+    """Where the project's releases are copied to, as <mirror>/<tag>/<file>."""
+
+    checksums: str = ""
+    """URL or path of a file with the SHA-256 of a release's archives; empty: where the project, or the mirror, has
+    them."""
+
+    verify: bool = True
+    """Whether an archive without a known SHA-256 is refused."""
+
+    offline: bool = False
+    """Never touch the network to install: everything is looked for in <data_dir>/software/offline."""
+
+
+_OptionsT = TypeVar("_OptionsT", bound=SoftwareOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
     """One usable installation of an engine's software."""
 
-    @property
-    def version(self) -> str:
-        """The version, "" while it is unknown."""
-
-    @property
-    def origin(self) -> str:
-        """A description with the location, for messages."""
-
-    @property
-    def executable(self) -> str:
-        """The path of the program, "" for Python packages."""
-
-    @property
-    def site(self) -> Path | None:
-        """The directory of installed Python packages, None without one."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The directory of the installed version that it needs, None if it needs none."""
-
-
-class SoftwareSettings(Protocol):
-    """The keys of plugin.yaml that every engine's software has (`engines.local.options.SoftwareOptions`)."""
-
-    @property
-    def archives(self) -> tuple[Archive, ...]:
-        """The user's own release; empty: the project's."""
-
-    @property
-    def verify(self) -> bool:
-        """Whether an archive without a known SHA-256 is refused."""
-
-    @property
-    def offline(self) -> bool:
-        """Whether to install without network."""
-
-
-_BackendT = TypeVar("_BackendT", bound=LocalBackend)
-_SettingsT = TypeVar("_SettingsT", bound=SoftwareSettings)
+    kind: str
+    """Which of the engine's programs or packages it is, by the driver's name."""
+    version: str
+    """Empty while it is unknown."""
+    origin: str
+    """A description with the location, for messages."""
+    executable: str = ""
+    """The path of the program; empty for Python packages."""
+    site: Path | None = None
+    """The directory of installed Python packages, if it needs one."""
+    folder: Path | None = None
+    """The directory of the installed version that it needs; None if it needs none."""
 
 
 @dataclass(frozen=True)
-class InstallHooks(Generic[_BackendT]):
+class InstallHooks:
     """The driver's part in an installation."""
 
-    trial: Callable[[_BackendT], Awaitable[None]]
+    trial: Callable[[Backend], Awaitable[None]]
     """Starts the new software beside the running one, sends it a request and stops it. Raises EnginePluginError."""
 
     adopt: Callable[[], Awaitable[None]]
     """Switches a running engine to the new software. Raises EnginePluginError if it does not start."""
 
 
-class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
+class LocalSoftware(ABC, Generic[_OptionsT]):
     """The software of an engine in one data directory. Owned by the driver."""
 
     engine: ClassVar[str]
     """The name of the engine in plugin.yaml, under which its versions are recorded in a shared data directory."""
 
+    title: ClassVar[str]
+    """The engine's name in messages."""
+
+    program: ClassVar[str]
+    """The name of the program in a release, without .exe."""
+
     requirements: ClassVar[Path]
     """The driver's pip file with the version and hashes of each package."""
 
-    def __init__(self, options: _SettingsT, data_dir: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, options: _OptionsT, data_dir: Path, environ: Mapping[str, str]) -> None:
         """No I/O."""
         self._options = options
         self._environ = environ
@@ -149,11 +154,11 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
         """The version to install."""
 
     @abstractmethod
-    async def probe(self, backend: _BackendT) -> dict[str, Any]:
+    async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": a list, or None if unknown}. Raises EngineStartError."""
 
     @abstractmethod
-    def _find(self) -> _BackendT | None:
+    def _find(self) -> Backend | None:
         """The software that plugin.yaml selects, None if it is missing. Blocking."""
 
     @abstractmethod
@@ -161,27 +166,35 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
         """The message for missing software."""
 
     @abstractmethod
-    def _missing_parts(self, backend: _BackendT) -> str:
-        """The parts that the present software lacks, as a clause; "" if complete. Blocking."""
-
-    @abstractmethod
     def _manual_advice(self) -> str:
         """How to install software that InstallEngine does not install; "" if it does."""
 
     @abstractmethod
+    def _up_to_date(self, backend: Backend) -> bool:
+        """Whether the present software is `wanted_version`, or none that the plugin upgrades. Blocking."""
+
+    @abstractmethod
+    def _kind(self) -> str:
+        """What InstallEngine installs, as recorded in the facts of the version. Blocking."""
+
+    @abstractmethod
     def _archives(self) -> tuple[Archive, ...]:
-        """The archives of `wanted_version` for this machine. Raises InstallError. Blocking."""
+        """The archives of `wanted_version` for this machine, () for packages. Raises InstallError. Blocking."""
 
     @abstractmethod
-    def _up_to_date(self) -> bool:
-        """Whether `wanted_version` is installed. Blocking."""
+    async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
+        """Install into an empty directory. Raises InstallError."""
 
     @abstractmethod
-    async def _replace(self, progress: Progress, hooks: InstallHooks[_BackendT], is_done: Callable[[], bool]) -> bool:
-        """Install `wanted_version` beside the present one and switch to it;
+    def _installed(self, folder: Path, facts: Mapping[str, str]) -> Backend:
+        """The backend that uses the version in `folder`, of which `facts` are known. Blocking.
 
-        False if `is_done`. Raises InstallError.
+        Raises InstallError.
         """
+
+    def _missing_parts(self, backend: Backend) -> str:  # noqa: ARG002  # for software with packages
+        """The parts that the present software lacks, as a clause; "" if complete. Blocking."""
+        return ""
 
     # Called by the driver
 
@@ -203,7 +216,7 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
             return EngineCheck(False, f"{backend.origin} is incomplete: {lacking}")
         return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
 
-    def find(self) -> _BackendT:
+    def find(self) -> Backend:
         """The backend to run. Raises EngineNotInstalledError, or PreconditionError if it cannot or must not be run.
 
         Blocking.
@@ -218,7 +231,7 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
             raise catalogue.ENGINE_NOT_INSTALLED.error(found=check.detail)
         return backend
 
-    def acquire(self) -> tuple[_BackendT, Hold]:
+    def acquire(self) -> tuple[Backend, Hold]:
         """The backend to run, with a hold on its version while it runs.
 
         Raises EngineNotInstalledError, PreconditionError or UnavailableError. Blocking.
@@ -235,7 +248,7 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
         """Remove the remains of killed installations and versions that are no longer in use."""
         await self._installer.sweep()
 
-    async def install(self, progress: Progress, hooks: InstallHooks[_BackendT], *, cover: bool) -> str:
+    async def install(self, progress: Progress, hooks: InstallHooks, *, cover: bool) -> str:
         """Install into the data directory unless usable software is present. Returns a description of the software.
 
         `cover`: install in any case. Raises InstallError.
@@ -262,12 +275,13 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
         await self._replace(progress, hooks, is_done)
         return (await in_thread(self.check)).detail
 
-    async def upgrade(self, progress: Progress, hooks: InstallHooks[_BackendT]) -> bool:
+    async def upgrade(self, progress: Progress, hooks: InstallHooks) -> bool:
         """Install `wanted_version`; False if it is installed already. Raises InstallError."""
         await in_thread(self._require_executable_disk)
 
         def is_done() -> bool:
-            return self.check().installed and self._up_to_date()
+            backend = self._find()
+            return backend is not None and self.check().installed and self._up_to_date(backend)
 
         if await in_thread(is_done):
             await self.sweep()
@@ -276,21 +290,70 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
 
     # Internals
 
+    async def _install_distribution(self, folder: Path, progress: Progress, name: str, *also_unpinned: str) -> None:
+        """Install the requirements: as pinned, or with the version of `name` that plugin.yaml sets.
+
+        `also_unpinned` are packages that `name` then chooses the versions of. Raises InstallError.
+        """
+        progress(f"installing {name} {self.wanted_version} into {self.folder}")
+        if version := self._options.version:
+            without, also = (name, *also_unpinned), [f"{name}=={version}"]
+            await self._installer.install_packages(folder, progress, without=without, also=also)
+        else:
+            await self._installer.install_packages(folder, progress)
+
+    async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
+        """Install `wanted_version` beside the present one, try it, and switch to it. False if `is_done`.
+
+        Raises InstallError.
+        """
+        kind = await in_thread(self._kind)
+        archives = await in_thread(self._archives)
+
+        async def fill(folder: Path) -> None:
+            await self._fill(folder, archives, progress)
+
+        async def check(folder: Path) -> Mapping[str, str]:
+            facts = {"kind": kind}
+            if archives:
+                program = await in_thread(find_unpacked_program, folder, self.program)
+                facts |= {"executable": program.relative_to(folder).as_posix(), "source": self._release_id(archives)}
+            return {**facts, "version": await self._verified_version(folder, facts, hooks)}
+
+        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
+
+    async def _verified_version(self, folder: Path, facts: Mapping[str, str], hooks: InstallHooks) -> str:
+        """Run a new installation and return its version. Raises InstallError if it does not answer."""
+        try:
+            backend = await in_thread(self._installed, folder, facts)
+            version = str((await self.probe(backend))["version"])
+            await hooks.trial(backend)
+        except InstallError:
+            raise
+        except EnginePluginError as error:
+            raise InstallError(
+                f"the new {self.title} does not run; the installation was not changed: {error}"
+            ) from error
+        return version
+
     def _require_executable_disk(self) -> None:
         """Raise InstallError, before any download, for a data directory on a disk mounted noexec."""
         if doubt := noexec_doubt(self.folder):
             raise InstallError(str(doubt))
 
     def _release_id(self, archives: Sequence[Archive]) -> str:
-        """The identity of a release, as recorded with the installation."""
-        return release_id(archives, custom=bool(self._options.archives))
+        """The identity of a release, as recorded with the installation: location and digest of the user's own
+        archives, else the file names, which every mirror keeps."""
+        if self._options.archives:
+            return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
+        return " ".join(archive.label.rpartition("/")[2] for archive in archives)
 
     def _has_wanted_release(self) -> bool:
         """Whether the wanted archives are the installed ones. Raises InstallError. Blocking."""
         current = self._installation.current()
         return current is not None and current.facts.get("source") == self._release_id(self._archives())
 
-    async def _run(self, backend: _BackendT, argv: Sequence[str], env: Mapping[str, str]) -> tuple[bytes, bytes]:
+    async def _run(self, backend: Backend, argv: Sequence[str], env: Mapping[str, str]) -> tuple[bytes, bytes]:
         """Run the software once; return its stdout and stderr. Raises EngineStartError."""
         try:
             status, out, err = await python.run_briefly(argv, env, timeout=_PROBE_TIMEOUT)
@@ -303,7 +366,7 @@ class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
             raise EngineStartError(f"{backend.origin} {why}{self._repair_advice(backend)}")
         return out, err
 
-    def _repair_advice(self, backend: _BackendT) -> str:
+    def _repair_advice(self, backend: Backend) -> str:
         """The advice for an installed version that does not run, as the end of a message."""
         current = self._installation.current()
         if backend.folder is None or current is None or backend.folder != current.folder:
@@ -360,13 +423,8 @@ class SoftwareInstaller:
         async with self.installation.scratch() as scratch:
             chosen = scratch / "requirements.txt"
             await in_thread(chosen.write_text, lines, encoding="utf-8")
-            hashes = [] if also else ["--require-hashes"]
-            await self.pip_install(target, [*hashes, "-r", str(chosen)], progress)
-
-    async def pip_install(self, target: Path, arguments: Sequence[str], progress: Progress) -> None:
-        """Run pip install with `arguments`. Raises InstallError."""
-        wheels = self._offline_dir if self._offline else None
-        async with self.installation.scratch() as scratch:
+            arguments = [*([] if also else ["--require-hashes"]), "-r", str(chosen)]
+            wheels = self._offline_dir if self._offline else None
             await install_packages(target, arguments, self._environ, progress, scratch=scratch, wheels=wheels)
 
     async def unpack(self, archives: Sequence[Archive], target: Path, progress: Progress) -> None:
@@ -400,23 +458,6 @@ class SoftwareInstaller:
             InstallSteps(fill=steps.fill, check=steps.check, adopt=adopt, is_done=steps.is_done), progress
         )
 
-    @staticmethod
-    async def verified_version(
-        name: str,
-        backend: _BackendT,
-        probe: Callable[[_BackendT], Awaitable[dict[str, Any]]],
-        hooks: InstallHooks[_BackendT],
-    ) -> str:
-        """Run a new installation and return its version. Raises InstallError if it does not answer."""
-        try:
-            version = str((await probe(backend))["version"])
-            await hooks.trial(backend)
-        except InstallError:
-            raise
-        except EnginePluginError as error:
-            raise InstallError(f"the new {name} does not run; the installation was not changed: {error}") from error
-        return version
-
 
 def requested_backend(asked: str, named: Mapping[str, object]) -> str:
     """The backend that `engine.backend` selects.
@@ -442,7 +483,7 @@ def locate_program(name: str, environ: Mapping[str, str]) -> str:
     return str(program)
 
 
-def _doubt(backend: LocalBackend | None) -> Doubt | None:
+def _doubt(backend: Backend | None) -> Doubt | None:
     """Why the software cannot be used: its owner, permissions or mount options."""
     if backend is None:
         return None
@@ -463,14 +504,6 @@ def find_unpacked_program(folder: Path, name: str) -> Path:
     program = min(found, key=lambda path: (len(path.parts), path))
     program.chmod(program.stat().st_mode | 0o111)  # a .zip may lack the mode
     return program
-
-
-def release_id(archives: Sequence[Archive], *, custom: bool) -> str:
-    """The identity of a release: location and digest of `custom` archives, else the file names, which every mirror
-    keeps."""
-    if custom:
-        return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
-    return " ".join(archive.label.rpartition("/")[2] for archive in archives)
 
 
 def distribution_version(path: Sequence[str] | None, name: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from engine_plugin.engines.llamacpp.software import LlamaCppBackend
+    from engine_plugin.install.software import Backend
 
 __all__ = ["ServerSettings", "runner_command", "runner_stdin", "server_command", "server_environ"]
 
@@ -50,7 +50,7 @@ def runner_stdin(settings: ServerSettings) -> bytes:
     return json.dumps(asdict(settings)).encode() + b"\n"
 
 
-def server_command(backend: LlamaCppBackend, settings: ServerSettings, key_file: Path) -> list[str]:
+def server_command(backend: Backend, settings: ServerSettings, key_file: Path) -> list[str]:
     """argv of a llama-server behind the guard, which reads the key from `key_file`."""
     argv = python.guarded([backend.executable])
     argv += ["--model", settings.model, "--alias", settings.alias, "--api-key-file", str(key_file)]
@@ -70,7 +70,7 @@ def server_command(backend: LlamaCppBackend, settings: ServerSettings, key_file:
     return argv
 
 
-def server_environ(environ: Mapping[str, str], backend: LlamaCppBackend) -> dict[str, str]:
+def server_environ(environ: Mapping[str, str], backend: Backend) -> dict[str, str]:
     """The environment of the server: `environ` without the settings of llama.cpp."""
     kept = {name: value for name, value in environ.items() if not name.startswith(_FOREIGN_VARIABLES)}
     kept["GGML_NO_BACKTRACE"] = "1"  # an abort must not fork a debugger

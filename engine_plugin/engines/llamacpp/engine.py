@@ -12,7 +12,7 @@ from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions, served_context
 from engine_plugin.engines.llamacpp.server import PATHS, LlamaCppServer, complaint_error
-from engine_plugin.engines.llamacpp.software import LlamaCppBackend, LlamaCppSoftware
+from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
 from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.engines.options import option_problems, read_options
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.errors import Problem
+    from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.info import Capabilities, ModelInfo
     from engine_plugin.models.store import StoredModel
@@ -44,7 +45,7 @@ _NULL_EVENT = b"data: null\n\n"
 """An event without content that llama.cpp sends for a list of prompts."""
 
 
-class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
+class LlamaCppEngine(Driver[LlamaCppServer]):
     """`Engine` on llama.cpp. StartEngine checks the software; each model gets a process when it is loaded."""
 
     services: ClassVar[frozenset[str]] = frozenset(PATHS)
@@ -63,7 +64,7 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
         """Check the `engine:` section. Called by `engine-plugin lint`."""
         return option_problems(LlamaCppOptions, manifest)
 
-    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: LlamaCppBackend) -> None:
+    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
         if mode == "npu":
             raise UnsupportedError("mode: llama.cpp does not support NPUs. Start in mode auto, cpu or gpu")
         if mode == "gpu" and devices is not None and all(device["type"] == "CPU" for device in devices):
@@ -77,7 +78,7 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
                 way="Start in mode auto or cpu, or configure a llama-server built for your GPU (engine.llama_server)",
             )
 
-    async def try_out(self, backend: LlamaCppBackend, model: StoredModel, folder: Path | None) -> None:
+    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(model, backend, folder)
         try:
             await server.ensure_ready()
@@ -153,7 +154,7 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
         self._require_memory(model, _PROCESS, 0)  # the weights are mapped from the file, so the system can drop them
         return self._new_server(model, self._require_running(), self._sockets)
 
-    def _new_server(self, model: StoredModel, backend: LlamaCppBackend, folder: Path | None) -> LlamaCppServer:
+    def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> LlamaCppServer:
         return LlamaCppServer(
             model,
             backend,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.local.options import SoftwareOptions
+from engine_plugin.engines.local.server import ServerOptions
 from engine_plugin.engines.options import number
 from engine_plugin.models.capabilities import override_for
 
@@ -16,7 +16,7 @@ __all__ = ["LlamaCppOptions", "served_context"]
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaCppOptions(SoftwareOptions):
+class LlamaCppOptions(ServerOptions):
     """Each field is a key below `engine:`. Times are seconds. docs/llamacpp.md documents them.
 
     `version` is a version of xllamacpp or, for the backend release, the tag of a release of llama.cpp.

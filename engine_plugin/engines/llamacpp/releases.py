@@ -6,15 +6,9 @@ CUDA and ROCm in the names change: `engine.archives` can name other archives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from engine_plugin.install.releases import Archive
-from engine_plugin.install.software import find_unpacked_program
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["find_server", "release_archives"]
+__all__ = ["release_archives"]
 
 _DOWNLOADS = "https://github.com/ggml-org/llama.cpp/releases/download"
 _DIGESTS = "https://api.github.com/repos/ggml-org/llama.cpp/releases/tags"
@@ -53,8 +47,3 @@ def release_archives(tag: str, mirror: str, checksums: str) -> tuple[Archive, ..
         for (system, machine, accelerator), names in _NAMES.items()
         for name in names
     )
-
-
-def find_server(folder: Path) -> Path:
-    """The llama-server in an unpacked release. Raises InstallError. Blocking."""
-    return find_unpacked_program(folder, "llama-server")

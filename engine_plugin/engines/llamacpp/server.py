@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-    from engine_plugin.engines.llamacpp.software import LlamaCppBackend
     from engine_plugin.engines.local.server import Address
+    from engine_plugin.install.software import Backend
     from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.records import ProcessRecords
@@ -72,7 +72,7 @@ class LlamaCppServer(ServerProcess):
     def __init__(
         self,
         model: StoredModel,
-        backend: LlamaCppBackend,
+        backend: Backend,
         options: LlamaCppOptions,
         *,
         gpu_layers: int,

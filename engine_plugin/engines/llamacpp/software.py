@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-from engine_plugin.engines.llamacpp.releases import find_server, release_archives
-from engine_plugin.install import software
+from engine_plugin.engines.llamacpp.releases import release_archives
 from engine_plugin.install.releases import select_archives
 from engine_plugin.install.software import (
+    Backend,
     LocalSoftware,
     distribution_version,
     locate_program,
     pinned_versions,
     requested_backend,
 )
-from engine_plugin.install.versions import InstallSteps
 from engine_plugin.process import python
-from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.install.releases import Archive
 
-__all__ = ["RUNNER", "InstallHooks", "LlamaCppBackend", "LlamaCppSoftware"]
+__all__ = ["RUNNER", "LlamaCppSoftware"]
 
 RUNNER = "engine_plugin.engines.llamacpp.runner"
 _NEEDED_BYTES = 400 * 1024 * 1024
@@ -42,26 +39,12 @@ _PYTHON = "python"
 """The directory of gguf in an installed release."""
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaCppBackend:
-    """One usable llama.cpp. `origin` describes its location in messages; `site` is its package directory."""
-
-    kind: str
-    version: str
-    origin: str
-    site: Path | None = None
-    executable: str = ""
-    folder: Path | None = None
-    """The directory of the installed version that it needs."""
-
-
-InstallHooks: TypeAlias = software.InstallHooks[LlamaCppBackend]
-
-
-class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
+class LlamaCppSoftware(LocalSoftware[LlamaCppOptions]):
     """The software of llama.cpp in one data directory."""
 
     engine = "llamacpp"
+    title = "llama.cpp"
+    program = "llama-server"
     requirements = Path(__file__).with_name("requirements.txt")
 
     @property
@@ -82,7 +65,7 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
             return f"no llama-server: {self._options.llama_server or 'none on PATH'}"
         return "llama.cpp is not installed"
 
-    def _find(self) -> LlamaCppBackend | None:
+    def _find(self) -> Backend | None:
         wanted = self._wanted
         if wanted in ("auto", "llama-server"):
             name = self._options.llama_server or "llama-server"
@@ -90,25 +73,23 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
             if executable:
                 current, site = self._installation.current(), self._site()
                 folder = current.folder if current is not None and site is not None else None
-                return LlamaCppBackend("llama-server", "", f"llama-server at {executable}", site, executable, folder)
+                return Backend("llama-server", "", f"llama-server at {executable}", executable, site, folder)
             if wanted == "llama-server":
                 return None
         current = self._installation.current()
-        if current is not None:
-            backend = _installed(current.folder, current.facts)
-            if wanted == "auto" or wanted == current.facts.get("kind"):
-                return backend
+        if current is not None and wanted in ("auto", current.facts.get("kind")):
+            return self._installed(current.folder, current.facts)
         if wanted == "release":
             return None
         version = distribution_version(None, "xllamacpp")
-        return LlamaCppBackend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
+        return Backend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
 
     def _site(self) -> Path | None:
         """The directory of Python packages of the current version."""
         current = self._installation.current()
-        return None if current is None else _installed(current.folder, current.facts).site
+        return None if current is None else self._installed(current.folder, current.facts).site
 
-    def _missing_parts(self, backend: LlamaCppBackend) -> str:  # noqa: ARG002  # any backend can use any gguf
+    def _missing_parts(self, backend: Backend) -> str:  # noqa: ARG002  # any backend can use any gguf
         site = self._site()
         if distribution_version(None, "gguf") or (site is not None and distribution_version([str(site)], "gguf")):
             return ""
@@ -123,7 +104,7 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
         """argv and environment for the runner's `probe` and `inspect`."""
         return python.module_command(RUNNER, verb), python.module_environ(self._environ, self._site())
 
-    async def probe(self, backend: LlamaCppBackend) -> dict[str, Any]:
+    async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "type", …}]}. Raises EngineStartError."""
         server = backend.kind == "llama-server"
         argv = [backend.executable, "--version"] if server else python.module_command(RUNNER, "probe")
@@ -134,64 +115,36 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
         shape: dict[str, Any] = json.loads(out)
         return shape
 
-    def _up_to_date(self) -> bool:
-        backend = self._find()
-        if backend is None:
-            return False
-        if self._wanted != "release":
-            return backend.kind == "llama-server" or backend.version == self.wanted_version
-        return self._has_wanted_release()
+    def _kind(self) -> str:
+        return "release" if self._wanted == "release" else "xllamacpp"
 
-    async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
-        release = self._wanted == "release"
-        archives = self._archives() if release else ()
-
-        async def fill(folder: Path) -> None:
-            if release:
-                await self._fill_with_release(folder, archives, progress)
-            else:
-                await self._fill_with_packages(folder, progress)
-
-        async def check(folder: Path) -> Mapping[str, str]:
-            facts = {"kind": "xllamacpp"}
-            if release:
-                server = (await in_thread(find_server, folder)).relative_to(folder).as_posix()
-                facts = {"kind": "release", "executable": server, "source": self._release_id(archives)}
-            version = await self._installer.verified_version(
-                "llama.cpp", _installed(folder, facts), self.probe, hooks
-            )
-            return {**facts, "version": version}
-
-        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
+    def _up_to_date(self, backend: Backend) -> bool:
+        if self._wanted == "release":
+            return self._has_wanted_release()
+        return backend.kind == "llama-server" or backend.version == self.wanted_version
 
     def _archives(self) -> tuple[Archive, ...]:
         options = self._options
+        if self._wanted != "release":
+            return ()
         known = options.archives or release_archives(self.wanted_version, options.mirror, options.checksums)
         return select_archives(known, options.accelerator)
 
-    async def _fill_with_release(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
+    async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
+        if not archives:
+            await self._installer.require_room(folder, _NEEDED_BYTES, "xllamacpp")
+            await self._install_distribution(folder, progress, "xllamacpp")
+            return
         await self._installer.unpack(archives, folder / "llama.cpp", progress)
         if not distribution_version(None, "gguf"):
             await self._installer.install_packages(folder / _PYTHON, progress, without=("xllamacpp",))
 
-    async def _fill_with_packages(self, folder: Path, progress: Progress) -> None:
-        """Install the pinned requirements by hash, or the version that plugin.yaml sets."""
-        await self._installer.require_room(folder, _NEEDED_BYTES, "xllamacpp")
-        progress(f"installing xllamacpp {self.wanted_version} into {self.folder}")
-        if self._options.version:
-            names = [f"xllamacpp=={self._options.version}", f"gguf=={pinned_versions(self.requirements)['gguf']}"]
-            await self._installer.pip_install(folder, names, progress)
-        else:
-            await self._installer.install_packages(folder, progress)
-
-
-def _installed(folder: Path, facts: Mapping[str, str]) -> LlamaCppBackend:
-    """The backend in the directory of an installed version."""
-    version = facts.get("version", "")
-    if facts.get("kind") == "release":
-        site = folder / _PYTHON
-        executable = str(folder / facts.get("executable", "llama-server"))
-        origin = f"llama-server in {folder}"
-        return LlamaCppBackend("llama-server", version, origin, site if site.is_dir() else None, executable, folder)
-    version = version or distribution_version([str(folder)], "xllamacpp")
-    return LlamaCppBackend("xllamacpp", version, f"xllamacpp in {folder}", folder, folder=folder)
+    def _installed(self, folder: Path, facts: Mapping[str, str]) -> Backend:
+        version = facts.get("version", "")
+        if facts.get("kind") == "release":
+            site = folder / _PYTHON
+            executable = str(folder / facts.get("executable", self.program))
+            origin = f"llama-server in {folder}"
+            return Backend("llama-server", version, origin, executable, site if site.is_dir() else None, folder)
+        version = version or distribution_version([str(folder)], "xllamacpp")
+        return Backend("xllamacpp", version, f"xllamacpp in {folder}", site=folder, folder=folder)

@@ -29,7 +29,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.install.holds import Hold
-from engine_plugin.install.software import InstallHooks, LocalBackend, LocalSoftware
+from engine_plugin.install.software import Backend, InstallHooks, LocalSoftware
 from engine_plugin.models.capabilities import DigestCache, resolve, told_by_file
 from engine_plugin.models.info import KIND_OF_SERVICE, Loaded
 from engine_plugin.process import memory
@@ -57,7 +57,6 @@ log = logging.getLogger(__name__)
 
 _LOOK = 5.0  # seconds for the health checks of servers
 
-BackendT = TypeVar("BackendT", bound=LocalBackend)
 ServerT = TypeVar("ServerT", bound=ModelServer)
 
 
@@ -68,13 +67,13 @@ class Condition(NamedTuple):
     serves: bool = True
 
 
-class Driver(Engine, Generic[BackendT, ServerT]):
+class Driver(Engine, Generic[ServerT]):
     """An `Engine` whose software is on this machine and whose models come into memory when they are first used."""
 
     title: ClassVar[str]
     """The engine's name in messages."""
 
-    _software: LocalSoftware[BackendT, Any]
+    _software: LocalSoftware[Any]
     _store: ModelStore
     _pool: ModelPool[ServerT]
 
@@ -85,7 +84,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self._records = ProcessRecords(self._data / "run")
         self._starting: SingleFlight[None] = SingleFlight(f"starting {self.title}")
         self._installing: SingleFlight[str] = SingleFlight(f"installing {self.title}")
-        self._backend: BackendT | None = None
+        self._backend: Backend | None = None
         self._hold = Hold()
         """Of the installed version that `_backend` needs."""
         self._mode = "auto"
@@ -101,17 +100,17 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     # The steps that a driver adds
 
     @abstractmethod
-    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: BackendT) -> None:
+    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
         """Raise UnsupportedError or PreconditionError when the engine cannot compute on the device of `mode`.
 
         `devices` is the result of `probe`; None: unknown.
         """
 
     @abstractmethod
-    async def try_out(self, backend: BackendT, model: StoredModel, folder: Path | None) -> None:
+    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         """Have new software answer with a sample model, beside the running one. Raises EnginePluginError."""
 
-    async def begin(self, backend: BackendT, mode: str, devices: list[dict[str, Any]] | None) -> None:
+    async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
         """Start what must run before a model is loaded; `end` follows, also when this fails."""
 
     async def renew(self) -> None:
@@ -139,7 +138,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         done = await self._software.upgrade(progress, self._install_hooks(progress))
         return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
 
-    def _install_hooks(self, progress: Progress) -> InstallHooks[BackendT]:
+    def _install_hooks(self, progress: Progress) -> InstallHooks:
         """The steps of an installation in the engine. Loaded models are loaded again, after a failure too."""
         loaded: dict[str, StoredModel] = {}
 
@@ -149,7 +148,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
         return InstallHooks(self._trial, adopt)
 
-    async def _trial(self, backend: BackendT) -> None:
+    async def _trial(self, backend: Backend) -> None:
         """Have new software answer with a sample, beside what runs. Raises EnginePluginError."""
         model = await self._store.get(self._store.sample_for("chat"))
         await self.init_env()
@@ -229,7 +228,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             self._hold.release()
             raise
 
-    async def _begin(self, backend: BackendT, mode: str) -> None:
+    async def _begin(self, backend: Backend, mode: str) -> None:
         probed = await self._software.probe(backend)
         self.require_device(mode, probed["devices"], backend)
         if self._use_unix_sockets() and self._sockets is None:
@@ -393,7 +392,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             )
         return model
 
-    def _require_running(self) -> BackendT:
+    def _require_running(self) -> Backend:
         """The software that runs. Raises UnavailableError before a start and after a stop."""
         if self._backend is None:
             raise catalogue.ENGINE_NOT_RUNNING.error()

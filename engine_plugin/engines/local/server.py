@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.engines.options import number
 from engine_plugin.errors import EnginePluginError, EngineStartError, UnavailableError
+from engine_plugin.install.software import SoftwareOptions
 from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.process import ports
 from engine_plugin.process.engine_process import Command, EngineProcess, ProcessLimits, ProcessState
@@ -45,8 +46,8 @@ def socket_name() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """The options that every engine with a server has in plugin.yaml's `engine:` section. Times are seconds."""
+class ServerOptions(SoftwareOptions):
+    """The options that every engine on this machine has in plugin.yaml's `engine:` section. Times are seconds."""
 
     transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
     """The connection to the server: a private unix socket, or a loopback port and a key (auto: tcp on Windows)."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.options import OllamaOptions
-    from engine_plugin.engines.ollama.software import OllamaProgram
+    from engine_plugin.install.software import Backend
     from engine_plugin.protocol.shapes import EngineCheck
 
 __all__ = ["ManagedServer"]
@@ -51,7 +51,7 @@ class ManagedServer:
         self._software = OllamaSoftware(options, data_dir, environ)
         self._records = ProcessRecords(data_dir / "run")
         self._process: OllamaProcess | None = None
-        self._program: OllamaProgram | None = None
+        self._program: Backend | None = None
         self._hold = Hold()
         """The hold on the installed version of `_program`."""
         self._mode = "auto"
@@ -133,7 +133,7 @@ class ManagedServer:
         self._process, self._program, self._mode = process, program, mode
         log.info("the managed Ollama %s is ready at %s, mode %s", process.version, process.address, mode)
 
-    async def _start_process(self, program: OllamaProgram, mode: str) -> OllamaProcess:
+    async def _start_process(self, program: Backend, mode: str) -> OllamaProcess:
         process = self._new_process(program, mode)
         try:
             await process.ensure_ready()
@@ -171,10 +171,10 @@ class ManagedServer:
 
     # Replacement of the process
 
-    def _new_process(self, program: OllamaProgram, mode: str) -> OllamaProcess:
+    def _new_process(self, program: Backend, mode: str) -> OllamaProcess:
         return OllamaProcess(program, self._options, self._records, self._data, self._environ, mode)
 
-    async def _try_out(self, program: OllamaProgram) -> None:
+    async def _try_out(self, program: Backend) -> None:
         await trial_run(program, self._options, self._records, self._environ)
 
     def _adopter(self, progress: Progress) -> Callable[[], Awaitable[None]]:
@@ -199,7 +199,7 @@ class ManagedServer:
 
         return adopt
 
-    async def _restart(self, program: OllamaProgram, mode: str) -> None:
+    async def _restart(self, program: Backend, mode: str) -> None:
         """Replace the process by one with another program or mode, and load the same models. Drains requests first.
 
         The two cannot run side by side, since they share the models directory. If the new one does not become ready,
@@ -217,9 +217,7 @@ class ManagedServer:
                 await self._start_or_revert(program, mode, before)
                 await self._reload(loaded)
 
-    async def _start_or_revert(
-        self, program: OllamaProgram, mode: str, before: tuple[OllamaProgram | None, str]
-    ) -> None:
+    async def _start_or_revert(self, program: Backend, mode: str, before: tuple[Backend | None, str]) -> None:
         process = self._process = self._new_process(program, mode)
         self._program, self._mode = program, mode
         try:

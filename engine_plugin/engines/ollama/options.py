@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine_plugin.engines.local.options import SoftwareOptions
+from engine_plugin.engines.local.server import ServerOptions
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
 from engine_plugin.speech.options import AudioLimits, LiveOptions
@@ -22,7 +22,7 @@ def _duration() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class OllamaOptions(SoftwareOptions):
+class OllamaOptions(ServerOptions):
     """Each field is a key below `engine:`. Times are seconds; docs/ollama.md describes each option."""
 
     transport: str = field(default="auto", metadata={"choices": ("auto", "tcp")})

@@ -1,4 +1,4 @@
-"""The archives of Ollama's releases for each system, processor and accelerator, and the server program in them.
+"""The archives of Ollama's releases for each system, processor and accelerator.
 
 An archive has bin/ollama and lib/ollama; for macOS and Windows all files are in one directory. The main archive
 supports CPUs, NVIDIA GPUs and Vulkan. AMD GPUs and Jetson need a second archive, unpacked over the first. Other
@@ -8,16 +8,11 @@ archives can be given as `engine.archives`.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from engine_plugin.errors import InstallError
 from engine_plugin.install.releases import Archive
-from engine_plugin.install.software import find_unpacked_program
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["RELEASE", "find_ollama", "release_archives"]
+__all__ = ["RELEASE", "release_archives"]
 
 RELEASE = "0.32.15"
 """The release that this version of engine-plugin installs."""
@@ -77,8 +72,3 @@ def release_archives(version: str, mirror: str, checksums: str) -> tuple[Archive
         for (system, machine, accelerator), names in _NAMES.items()
         for name in names
     )
-
-
-def find_ollama(folder: Path) -> Path:
-    """The ollama program in an unpacked archive. Raises InstallError if there is none. Blocking."""
-    return find_unpacked_program(folder, "ollama")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.local.server import Address
     from engine_plugin.engines.ollama.options import OllamaOptions
-    from engine_plugin.engines.ollama.software import OllamaProgram
     from engine_plugin.errors import EnginePluginError
+    from engine_plugin.install.software import Backend
     from engine_plugin.process.records import ProcessRecords
     from engine_plugin.transport.http1 import Http1Client
 
@@ -50,7 +50,7 @@ class OllamaProcess(ServerProcess):
 
     def __init__(
         self,
-        program: OllamaProgram,
+        program: Backend,
         options: OllamaOptions,
         records: ProcessRecords,
         data_dir: Path,
@@ -182,7 +182,7 @@ class OllamaProcess(ServerProcess):
 
 
 async def trial_run(
-    program: OllamaProgram, options: OllamaOptions, records: ProcessRecords, environ: Mapping[str, str]
+    program: Backend, options: OllamaOptions, records: ProcessRecords, environ: Mapping[str, str]
 ) -> None:
     """Start newly installed software beside the running server, with an empty models directory, and stop it.
 

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama.options import OllamaOptions
-from engine_plugin.engines.ollama.releases import RELEASE, find_ollama, release_archives
-from engine_plugin.install import software
+from engine_plugin.engines.ollama.releases import RELEASE, release_archives
 from engine_plugin.install.releases import select_archives
-from engine_plugin.install.software import LocalSoftware, locate_program
-from engine_plugin.install.versions import InstallSteps
+from engine_plugin.install.software import Backend, LocalSoftware, locate_program
 from engine_plugin.process.environ import child_environ
-from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.install.releases import Archive
 
-__all__ = ["OllamaProgram", "OllamaSoftware"]
+__all__ = ["OllamaSoftware"]
 
 _UNPACKED = "ollama"
 _NO_SERVER = "127.0.0.1:1"
@@ -36,27 +32,12 @@ _NO_SERVER = "127.0.0.1:1"
 _VERSION = re.compile(r"(?:client version|ollama version) is v?(\S+)")
 
 
-@dataclass(frozen=True, slots=True)
-class OllamaProgram:
-    """One ollama program. `version` is "" while unknown; `origin` describes the program in messages."""
-
-    version: str
-    origin: str
-    executable: str
-    folder: Path | None = None
-    """The directory of the installed version; None for a program that the plugin did not install."""
-
-    site: ClassVar[Path | None] = None
-    """Ollama has no Python packages."""
-
-
-InstallHooks: TypeAlias = software.InstallHooks[OllamaProgram]
-
-
-class OllamaSoftware(LocalSoftware[OllamaProgram, OllamaOptions]):
+class OllamaSoftware(LocalSoftware[OllamaOptions]):
     """Finds, installs and probes the ollama program of one data directory. Owned by `ManagedServer`."""
 
     engine = "ollama"
+    title = "Ollama"
+    program = "ollama"
     requirements = Path(os.devnull)  # Ollama needs no Python packages
 
     @property
@@ -69,28 +50,25 @@ class OllamaSoftware(LocalSoftware[OllamaProgram, OllamaOptions]):
             return f"engine.ollama: {self._options.ollama} is not a program"
         return "Ollama is not installed"
 
-    def _find(self) -> OllamaProgram | None:
+    def _find(self) -> Backend | None:
         if self._options.ollama:
             return self._foreign(self._options.ollama)
         current = self._installation.current()
         if current is not None:
-            return _installed(current.folder, current.facts)
+            return self._installed(current.folder, current.facts)
         return self._foreign("ollama") if self._options.server == "manage" else None
 
-    def _foreign(self, name: str) -> OllamaProgram | None:
+    def _foreign(self, name: str) -> Backend | None:
         """A program that the plugin did not install; None if there is none of that name or path."""
         executable = locate_program(name, self._environ)
-        return OllamaProgram("", f"ollama at {executable}", executable) if executable else None
-
-    def _missing_parts(self, backend: OllamaProgram) -> str:  # noqa: ARG002  # it has no packages
-        return ""
+        return Backend("ollama", "", f"ollama at {executable}", executable=executable) if executable else None
 
     def _manual_advice(self) -> str:
         if not self._options.ollama:
             return ""
         return "Correct engine.ollama, or remove it and call InstallEngine"
 
-    async def probe(self, backend: OllamaProgram) -> dict[str, Any]:
+    async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run `ollama --version`. The result has no devices, which only a started server reports.
 
         Raises EngineStartError.
@@ -100,27 +78,19 @@ class OllamaSoftware(LocalSoftware[OllamaProgram, OllamaOptions]):
         found = _VERSION.search((out + err).decode("utf-8", "replace"))
         return {"version": found[1] if found else "unknown", "devices": None}
 
-    def _up_to_date(self) -> bool:
-        program = self._find()
-        if program is None:
-            return False
-        if program.folder is None:
-            return True  # upgraded by its own installer
-        return self._has_wanted_release()
+    def _up_to_date(self, backend: Backend) -> bool:
+        return backend.folder is None or self._has_wanted_release()  # its own installer upgrades another one
 
-    async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
-        archives = await in_thread(self._archives)
+    def _kind(self) -> str:
+        return "ollama"
 
-        async def fill(folder: Path) -> None:
-            await self._installer.unpack(archives, folder / _UNPACKED, progress)
+    async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
+        await self._installer.unpack(archives, folder / _UNPACKED, progress)
 
-        async def check(folder: Path) -> Mapping[str, str]:
-            program = (await in_thread(find_ollama, folder)).relative_to(folder).as_posix()
-            facts = {"kind": "ollama", "executable": program, "source": self._release_id(archives)}
-            version = await self._installer.verified_version("Ollama", _installed(folder, facts), self.probe, hooks)
-            return {**facts, "version": version}
-
-        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
+    def _installed(self, folder: Path, facts: Mapping[str, str]) -> Backend:
+        program = str(folder / facts.get("executable", f"{_UNPACKED}/bin/ollama"))
+        version = facts.get("version", "")
+        return Backend("ollama", version, f"Ollama in {folder}", executable=program, folder=folder)
 
     def _archives(self) -> tuple[Archive, ...]:
         options = self._options
@@ -131,9 +101,3 @@ class OllamaSoftware(LocalSoftware[OllamaProgram, OllamaOptions]):
         """The version and the archives, whose names are the same for every release."""
         source = super()._release_id(archives)
         return source if self._options.archives else f"{self.wanted_version} {source}"
-
-
-def _installed(folder: Path, facts: Mapping[str, str]) -> OllamaProgram:
-    """The program in the directory of an installed version."""
-    program = folder / facts.get("executable", f"{_UNPACKED}/bin/ollama")
-    return OllamaProgram(facts.get("version", ""), f"Ollama in {folder}", str(program), folder)

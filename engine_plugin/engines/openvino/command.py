@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from engine_plugin.engines.openvino.software import OpenVinoBackend
+    from engine_plugin.install.software import Backend
 
 __all__ = ["ServerSettings", "environ_of", "ovms_command", "server_command", "settings_line"]
 
@@ -52,7 +52,7 @@ def settings_line(settings: ServerSettings) -> bytes:
     return json.dumps(asdict(settings)).encode() + b"\n"
 
 
-def ovms_command(backend: OpenVinoBackend, settings: ServerSettings, key_file: Path, grpc_port: int) -> list[str]:
+def ovms_command(backend: Backend, settings: ServerSettings, key_file: Path, grpc_port: int) -> list[str]:
     """argv of an ovms behind the guard. It reads the key from `key_file`; nothing calls its gRPC port."""
     argv = python.guarded([backend.executable])
     argv += ["--rest_port", str(settings.port), "--rest_bind_address", settings.host]
@@ -65,7 +65,7 @@ def ovms_command(backend: OpenVinoBackend, settings: ServerSettings, key_file: P
     return argv
 
 
-def environ_of(environ: Mapping[str, str], backend: OpenVinoBackend) -> dict[str, str]:
+def environ_of(environ: Mapping[str, str], backend: Backend) -> dict[str, str]:
     """The environment of either server: `environ` with what the software needs."""
     if backend.kind == "ovms":
         return server_environ(backend, environ)

@@ -22,7 +22,7 @@ from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.requests import PATHS, SPEECH, STREAMED
 from engine_plugin.engines.openvino.server import OpenVinoServer, Place
-from engine_plugin.engines.openvino.software import OpenVinoBackend, OpenVinoSoftware
+from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import EnginePluginError, UnavailableError
 from engine_plugin.models.info import KIND_OF_SERVICE
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.errors import Problem
+    from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
     from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import StoredModel
@@ -55,7 +56,7 @@ _SERVED = "served"
 """The directory of the servers' config.json, below the data directory."""
 
 
-class OpenVinoEngine(Driver[OpenVinoBackend, LoadedModel]):
+class OpenVinoEngine(Driver[LoadedModel]):
     """`Engine` on OpenVINO. Start starts the server, which loads each model on its first use."""
 
     services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
@@ -81,7 +82,7 @@ class OpenVinoEngine(Driver[OpenVinoBackend, LoadedModel]):
 
     # Life
 
-    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: OpenVinoBackend) -> None:
+    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
         if devices is None:
             return
         found = [device["name"] for device in devices]
@@ -99,7 +100,7 @@ class OpenVinoEngine(Driver[OpenVinoBackend, LoadedModel]):
                     way=f"{way}, or install the driver that OpenVINO needs for it",
                 )
 
-    async def begin(self, backend: OpenVinoBackend, mode: str, devices: list[dict[str, Any]] | None) -> None:
+    async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
         await in_thread(remove_stale, self._data / _SERVED)
         self._only_cpu = devices is not None and all(device["name"] == "CPU" for device in devices)
         self._decoder = Decoder(backend.site, self._environ, self._options.audio)
@@ -128,7 +129,7 @@ class OpenVinoEngine(Driver[OpenVinoBackend, LoadedModel]):
         if self._mode != before:
             await self._load_again(loaded)
 
-    async def try_out(self, backend: OpenVinoBackend, model: StoredModel, folder: Path | None) -> None:
+    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(backend, "cpu", folder)
         try:
             loaded = server.model(model)
@@ -253,7 +254,7 @@ class OpenVinoEngine(Driver[OpenVinoBackend, LoadedModel]):
             self._require_memory(model, _PROCESS, model.size if self._only_cpu or self._mode == "cpu" else 0)
         return self._server.model(model)
 
-    def _new_server(self, backend: OpenVinoBackend, mode: str, sockets: Path | None) -> OpenVinoServer:
+    def _new_server(self, backend: Backend, mode: str, sockets: Path | None) -> OpenVinoServer:
         served = self._data / _SERVED / secrets.token_hex(8)
         cache = Path(self._options.cache_dir) if self._options.cache_dir else self._data / "cache"
         place = Place(sockets, served, cache)

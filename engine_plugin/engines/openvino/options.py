@@ -11,7 +11,7 @@ from collections.abc import Mapping  # noqa: TC003  # read_options evaluates the
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from engine_plugin.engines.local.options import SoftwareOptions
+from engine_plugin.engines.local.server import ServerOptions
 from engine_plugin.engines.options import Key, Table, number, section
 from engine_plugin.speech.options import AudioLimits, LiveOptions
 
@@ -134,7 +134,7 @@ EmbeddingsCalculatorOVOptions and so on); docs/openvino.md explains each."""
 
 
 @dataclass(frozen=True, slots=True)
-class OpenVinoOptions(SoftwareOptions):
+class OpenVinoOptions(ServerOptions):
     """Each field is a key below `engine:`. Times are seconds; docs/openvino.md explains each to a packager.
 
     `transport` is for the embedded server; OVMS always listens on a port. `version` is one of openvino-genai or a

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.errors import InstallError
 from engine_plugin.install.releases import Archive
-from engine_plugin.install.software import find_unpacked_program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RELEASE", "Machine", "find_ovms", "missing_library", "release_archive"]
+__all__ = ["RELEASE", "Machine", "missing_library", "release_archive"]
 
 RELEASE = "2026.3"
 """The release that goes with this version of engine-plugin."""
@@ -132,11 +131,6 @@ def release_archive(version: str, flavour: str, mirror: str, checksums: str, *, 
     digests = checksums or (f"{base}/{tag}/SHA256SUMS" if mirror else f"{_DIGESTS}/{tag}")
     system = "windows" if flavour == "windows" else "linux"
     return Archive(f"{base}/{tag}/{name}", system, "amd64", checksums=digests)
-
-
-def find_ovms(folder: Path) -> Path:
-    """The path of ovms in an unpacked archive. Raises InstallError. Blocking."""
-    return find_unpacked_program(folder, "ovms")
 
 
 def missing_library(words: str) -> str:

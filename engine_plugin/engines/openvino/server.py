@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.local.server import Address
     from engine_plugin.engines.openvino.options import OpenVinoOptions
-    from engine_plugin.engines.openvino.software import OpenVinoBackend
+    from engine_plugin.install.software import Backend
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.records import ProcessRecords
 
@@ -49,7 +49,7 @@ class OpenVinoServer(SharedServer):
 
     def __init__(
         self,
-        backend: OpenVinoBackend,
+        backend: Backend,
         options: OpenVinoOptions,
         place: Place,
         records: ProcessRecords,

@@ -13,34 +13,34 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
+from engine_plugin.engines.openvino.releases import RELEASE, Machine, missing_library, release_archive
 from engine_plugin.errors import InstallError
-from engine_plugin.install import software
 from engine_plugin.install.releases import select_archives
 from engine_plugin.install.software import (
+    Backend,
     LocalSoftware,
     distribution_version,
+    find_unpacked_program,
     locate_program,
     pinned_versions,
     requested_backend,
 )
-from engine_plugin.install.versions import InstallSteps
 from engine_plugin.process import python
 from engine_plugin.process.environ import child_environ
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.install.releases import Archive
 
-__all__ = ["SERVER_MODULE", "InstallHooks", "OpenVinoBackend", "OpenVinoSoftware", "server_environ"]
+__all__ = ["SERVER_MODULE", "OpenVinoSoftware", "server_environ"]
 
 SERVER_MODULE = "openvino_server"
 _GENAI = "openvino-genai"
@@ -59,30 +59,12 @@ _TEMPLATES_FOLDER = "templates"
 _VERSION = re.compile(r"OpenVINO Model Server (\d+\.\d+(?:\.\d+)?)")
 
 
-@dataclass(frozen=True, slots=True)
-class OpenVinoBackend:
-    """One usable OpenVINO. `kind` is ovms or embedded; `origin` describes it in messages."""
-
-    kind: str
-    version: str
-    origin: str
-    site: Path | None = None
-    """The directory of the Python packages for audio, or of all that the embedded server needs."""
-    executable: str = ""
-    """ovms."""
-    templates: Path | None = None
-    """The Python packages that ovms imports; a directory of their own, because ovms may have another Python."""
-    folder: Path | None = None
-    """The installed version that it uses files of."""
-
-
-InstallHooks: TypeAlias = software.InstallHooks[OpenVinoBackend]
-
-
-class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
+class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
     """OpenVINO for one data directory."""
 
     engine = "openvino"
+    title = "OpenVINO"
+    program = "ovms"
     requirements = Path(__file__).with_name("requirements.txt")
 
     @property
@@ -102,32 +84,31 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
             return f"no OpenVINO Model Server: {self._options.ovms or 'no ovms on PATH'}"
         return "OpenVINO is not installed"
 
-    def _find(self) -> OpenVinoBackend | None:
+    def _find(self) -> Backend | None:
         wanted = self._wanted
         if wanted in ("auto", "ovms"):
             backend = self._theirs()
             if backend is not None or wanted == "ovms":
                 return backend
         current = self._installation.current()
-        if current is not None:
-            backend = _installed(current.folder, current.facts)
-            if backend is not None and wanted in ("auto", current.facts.get("kind")):
-                return backend
+        kind = current.facts.get("kind") if current is not None else None
+        if current is not None and kind != "packages" and wanted in ("auto", kind):
+            return self._installed(current.folder, current.facts)
         if wanted == "release":
             return None
         version = distribution_version(None, _GENAI)
-        return OpenVinoBackend("embedded", version, f"{_GENAI} beside engine-plugin") if version else None
+        return Backend("embedded", version, f"{_GENAI} beside engine-plugin") if version else None
 
-    def _theirs(self) -> OpenVinoBackend | None:
+    def _theirs(self) -> Backend | None:
         """The ovms that was on this machine before."""
         executable = locate_program(self._options.ovms or "ovms", self._environ)
         if not executable:
             return None
-        backend = OpenVinoBackend("ovms", "", f"OpenVINO Model Server at {executable}", executable=executable)
+        backend = Backend("ovms", "", f"OpenVINO Model Server at {executable}", executable=executable)
         current = self._installation.current()
-        return backend if current is None else _with_packages(backend, current.folder, current.facts)
+        return backend if current is None else _with_packages(backend, current.folder, current.facts.get("kind", ""))
 
-    def _missing_parts(self, backend: OpenVinoBackend) -> str:
+    def _missing_parts(self, backend: Backend) -> str:
         lacking = ", ".join(_lacking(backend.site))
         return lacking and f"the Python packages for audio ({lacking}) are missing"
 
@@ -139,7 +120,7 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
             "embedded"
         )
 
-    async def probe(self, backend: OpenVinoBackend) -> dict[str, Any]:
+    async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "description"}] or None where it lists none}.
 
         Raises EngineStartError.
@@ -158,16 +139,11 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
         missing = missing_library(words)
         return f"here: {missing}" if missing else super()._exit_reason(status, words)
 
-    def _up_to_date(self) -> bool:
-        if not self.check().installed:
-            return False
+    def _up_to_date(self, backend: Backend) -> bool:
         kind = self._kind()
-        if kind == "packages":
-            return True
-        if kind == "embedded":
-            backend = self._find()
-            return backend is not None and backend.version == self.wanted_version
-        return self._has_wanted_release()
+        if kind == "release":
+            return self._has_wanted_release()
+        return kind == "packages" or backend.version == self.wanted_version
 
     def _kind(self) -> str:
         """The kind of installation: release, embedded, or packages (those that an ovms on this machine lacks)."""
@@ -175,57 +151,50 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
             return "release"
         return "packages" if self._wanted in ("auto", "ovms") and self._theirs() is not None else "embedded"
 
-    async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
+    async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
         kind = await in_thread(self._kind)
-        archives = await in_thread(self._archives) if kind == "release" else ()
+        await self._installer.require_room(folder, _NEEDED_BYTES[kind], "OpenVINO")
+        if kind == "embedded":
+            await self._install_distribution(folder, progress, *_OPENVINO)
+            return
+        if archives:
+            await self._installer.unpack(archives, folder / _OVMS_FOLDER, progress)
+        if await in_thread(_lacking, None):
+            await self._installer.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
+        if await in_thread(self._imports_python, folder if archives else None):
+            await self._installer.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
 
-        async def fill(folder: Path) -> None:
-            await self._installer.require_room(folder, _NEEDED_BYTES[kind], "OpenVINO")
-            if kind == "embedded":
-                await self._fill_with_genai(folder, progress)
-                return
-            if archives:
-                await self._installer.unpack(archives, folder / _OVMS_FOLDER, progress)
-            if await in_thread(_lacking, None):
-                await self._installer.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
-            if await in_thread(self._imports_python, folder if archives else None):
-                await self._installer.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
-
-        async def check(folder: Path) -> Mapping[str, str]:
-            facts = {"kind": kind}
-            if archives:
-                program = (await in_thread(find_ovms, folder)).relative_to(folder).as_posix()
-                facts |= {"executable": program, "source": self._release_id(archives)}
-            backend = _installed(folder, facts) or self._theirs()
-            if backend is None:
-                raise InstallError(
-                    f"{self._missing_reason()}: it was removed during the installation of its packages. Install again"
-                )
-            backend = _with_packages(backend, folder, facts)
-            version = await self._installer.verified_version("OpenVINO", backend, self.probe, hooks)
-            return {**facts, "version": version}
-
-        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
+    def _installed(self, folder: Path, facts: Mapping[str, str]) -> Backend:
+        kind, version = facts.get("kind", ""), facts.get("version", "")
+        if kind == "embedded":
+            version = version or distribution_version([str(folder)], _GENAI)
+            return Backend("embedded", version, f"{_GENAI} in {folder}", site=folder, folder=folder)
+        if kind == "release":
+            executable = str(folder / facts.get("executable", self.program))
+            origin = f"OpenVINO Model Server in {folder}"
+            backend = Backend("ovms", version, origin, executable=executable, folder=folder)
+        elif (theirs := self._theirs()) is not None:
+            backend = theirs
+        else:
+            raise InstallError(
+                f"{self._missing_reason()}: it was removed during the installation of its packages. Install again"
+            )
+        return _with_packages(backend, folder, kind)
 
     def _imports_python(self, unpacked: Path | None) -> bool:
         """Whether the unpacked ovms, else this machine's, has Python but not the packages that it imports."""
         if sys.platform == "win32":
             return False  # the archive contains them
         theirs = self._theirs()
-        program = str(find_ovms(unpacked)) if unpacked else theirs.executable if theirs else ""
+        program = (
+            str(find_unpacked_program(unpacked, self.program)) if unpacked else theirs.executable if theirs else ""
+        )
         return bool(program) and (_home_of(program) / "lib" / "python").is_dir()
-
-    async def _fill_with_genai(self, folder: Path, progress: Progress) -> None:
-        """pip's requirements: the pinned ones with hashes, or the version that plugin.yaml names."""
-        progress(f"installing {_GENAI} {self.wanted_version} into {self.folder}")
-        if self._options.version:
-            also = [f"{_GENAI}=={self._options.version}"]
-            await self._installer.install_packages(folder, progress, without=_OPENVINO, also=also)
-        else:
-            await self._installer.install_packages(folder, progress)
 
     def _archives(self) -> tuple[Archive, ...]:
         options = self._options
+        if self._kind() != "release":
+            return ()
         if options.archives:
             return select_archives(options.archives, "auto")
         machine = Machine.this(self._environ)
@@ -236,7 +205,7 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
         return (release_archive(version, flavour, options.mirror, options.checksums, with_python=with_python),)
 
 
-def server_environ(backend: OpenVinoBackend, environ: Mapping[str, str]) -> dict[str, str]:
+def server_environ(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for an ovms: its libraries and its Python packages, without those of the plugin's Python."""
     home = _home_of(backend.executable)
     obeyed = {"API_KEY", "OVMS_MODEL_REPOSITORY_PATH"}
@@ -256,7 +225,7 @@ def server_environ(backend: OpenVinoBackend, environ: Mapping[str, str]) -> dict
         places = [libraries / "python"]
     if speech.is_dir():
         env["ESPEAK_DATA_PATH"] = str(speech)
-    places += [backend.templates] if backend.templates else []
+    places += [backend.folder / _TEMPLATES_FOLDER] if backend.folder else []
     if there := [str(place) for place in places if place.is_dir()]:
         env["PYTHONPATH"] = os.pathsep.join(there)
     return env
@@ -268,35 +237,11 @@ def _home_of(executable: str) -> Path:
     return place.parent if place.name == "bin" else place
 
 
-def _installed(folder: Path, facts: Mapping[str, str]) -> OpenVinoBackend | None:
-    """The backend in an installation's directory; None when it holds only packages."""
-    kind, version = facts.get("kind"), facts.get("version", "")
-    if kind == "embedded":
-        version = version or distribution_version([str(folder)], _GENAI)
-        return OpenVinoBackend("embedded", version, f"{_GENAI} in {folder}", folder, folder=folder)
-    if kind != "release":
-        return None
-    executable = str(folder / facts.get("executable", "ovms"))
-    backend = OpenVinoBackend(
-        "ovms", version, f"OpenVINO Model Server in {folder}", executable=executable, folder=folder
-    )
-    return _with_packages(backend, folder, facts)
-
-
-def _with_packages(backend: OpenVinoBackend, folder: Path, facts: Mapping[str, str]) -> OpenVinoBackend:
-    """`backend` with the Python packages that lie in an installation's directory."""
-    if backend.kind != "ovms":
-        return backend
-    site, templates = folder / _AUDIO_FOLDER, folder / _TEMPLATES_FOLDER
-    if facts.get("kind") == "embedded":
-        site = folder
-    used = backend.folder is not None or site.is_dir() or templates.is_dir()
-    return replace(
-        backend,
-        site=site if site.is_dir() else None,
-        templates=templates if templates.is_dir() else None,
-        folder=folder if used else None,
-    )
+def _with_packages(backend: Backend, folder: Path, kind: str) -> Backend:
+    """An `ovms` with the Python packages in the directory of an installed version of this kind."""
+    site = folder if kind == "embedded" else folder / _AUDIO_FOLDER
+    used = backend.folder is not None or site.is_dir() or (folder / _TEMPLATES_FOLDER).is_dir()
+    return replace(backend, site=site if site.is_dir() else None, folder=folder if used else None)
 
 
 def _lacking(site: Path | None) -> list[str]:

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from engine_plugin.engines.llamacpp.command import ServerSettings, server_command
-from engine_plugin.engines.llamacpp.software import LlamaCppBackend
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError, UnavailableError
+from engine_plugin.install.software import Backend
 
 from .running import HELLO
 
@@ -139,7 +139,7 @@ def settings(**changes: Any) -> ServerSettings:
 
 def test_llama_cpp_accepts_each_argument(tmp_path: Path) -> None:
     """Checked with llama.cpp's argument parser in xllamacpp."""
-    backend = LlamaCppBackend("llama-server", "", "", executable="llama-server")
+    backend = Backend("llama-server", "", "", executable="llama-server")
     argv = server_command(backend, settings(), tmp_path / "key")
     flags = {word.encode() for word in argv[argv.index("llama-server") :] if word.startswith("--")}
     assert len(flags) > 15
@@ -165,9 +165,7 @@ def test_llama_cpp_accepts_each_argument(tmp_path: Path) -> None:
 def test_arguments_follow_the_settings(
     tmp_path: Path, changes: dict[str, Any], present: list[str], absent: list[str]
 ) -> None:
-    argv = server_command(
-        LlamaCppBackend("llama-server", "", "", executable="x"), settings(**changes), tmp_path / "key"
-    )
+    argv = server_command(Backend("llama-server", "", "", executable="x"), settings(**changes), tmp_path / "key")
     assert set(present) <= set(argv)
     assert not set(absent) & set(argv)
     assert "secret" not in json.dumps(argv)

@@ -14,11 +14,12 @@ import pytest
 
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-from engine_plugin.engines.llamacpp.releases import find_server, release_archives
+from engine_plugin.engines.llamacpp.releases import release_archives
 from engine_plugin.engines.options import option_problems
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.install import software as shared_module
 from engine_plugin.install.releases import select_archives
+from engine_plugin.install.software import find_unpacked_program
 from engine_plugin.manifest import load_manifest
 from tests.install.packing import Member, pack
 from tests.models.server import Script
@@ -323,7 +324,7 @@ def test_llama_server_nearest_to_the_root_is_used(tmp_path: Path) -> None:
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch(0o644)
     (tmp_path / "llama-server").mkdir()
-    server = find_server(tmp_path)
+    server = find_unpacked_program(tmp_path, "llama-server")
     assert server == tmp_path / "build/bin/llama-server"
     assert server.stat().st_mode & 0o111
 

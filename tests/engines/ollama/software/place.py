@@ -10,7 +10,8 @@ import psutil
 
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.server_process import OllamaProcess, trial_run
-from engine_plugin.engines.ollama.software import InstallHooks, OllamaProgram, OllamaSoftware
+from engine_plugin.engines.ollama.software import OllamaSoftware
+from engine_plugin.install.software import Backend, InstallHooks
 from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords
 from tests.engines.llamacpp.running import gone
 from tests.engines.ollama.contract.handle import ContractClient
@@ -93,13 +94,13 @@ class Place:
         folder = self.data / "software" / "versions"
         return sorted(path.name.rpartition("-")[0] for path in folder.iterdir()) if folder.is_dir() else []
 
-    def program(self, *options: str) -> OllamaProgram:
+    def program(self, *options: str) -> Backend:
         """An ollama program that the plugin did not install."""
         path = write_program(self.root / f"bin{len(self.begun)}", *options)
-        return OllamaProgram("", f"ollama at {path}", str(path))
+        return Backend("ollama", "", f"ollama at {path}", str(path))
 
     def managed(
-        self, *program: str, mode: str = "auto", backend: OllamaProgram | None = None, **options: Any
+        self, *program: str, mode: str = "auto", backend: Backend | None = None, **options: Any
     ) -> StartedServer:
         """A managed process, not started yet. `program` are options of the contract server."""
         given = backend or self.program("--runners", *program)
@@ -119,7 +120,7 @@ class Place:
     def _install_hooks(self, software: OllamaSoftware, options: dict[str, Any]) -> InstallHooks:
         wanted = OllamaOptions(**SWIFT | options)
 
-        async def trial(backend: OllamaProgram) -> None:
+        async def trial(backend: Backend) -> None:
             await trial_run(backend, wanted, self.records, self.environ)
 
         async def adopt() -> None:

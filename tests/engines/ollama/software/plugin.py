@@ -13,13 +13,15 @@ from pathlib import Path
 
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.server_process import OllamaProcess
-from engine_plugin.engines.ollama.software import OllamaProgram
+from engine_plugin.install.software import Backend
 from engine_plugin.process.records import ProcessRecords
 
 
 async def _run(folder: Path, program: str) -> None:
     records = ProcessRecords(folder / "run")
-    server = OllamaProcess(OllamaProgram("", program, program), OllamaOptions(), records, folder, dict(os.environ))
+    server = OllamaProcess(
+        Backend("ollama", "", program, program), OllamaOptions(), records, folder, dict(os.environ)
+    )
     try:
         await server.ensure_ready()
         await server.client().ask("POST", "/api/pull", {"model": "fresh", "stream": False})

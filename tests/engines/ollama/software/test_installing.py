@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.ollama.software import OllamaProgram
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 from engine_plugin.install.releases import Archive
+from engine_plugin.install.software import Backend
 from tests.engines.ollama.contract.release import Mirror, members, program, write_program
 from tests.install.packing import Member, pack
 from tests.patience import LIMIT
@@ -183,8 +183,8 @@ async def test_program_on_path_is_used_only_with_manage(place: Place) -> None:
     place.environ["PATH"] = f"{folder}:{place.environ['PATH']}"
     assert not place.software().check().installed
     assert not place.software(server="attach").check().installed
-    assert place.software(server="manage").find() == OllamaProgram(
-        "", f"ollama at {folder}/ollama", f"{folder}/ollama"
+    assert place.software(server="manage").find() == Backend(
+        "ollama", "", f"ollama at {folder}/ollama", f"{folder}/ollama"
     )
     assert await place.upgrade(place.software(server="manage")) is False
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.ollama.software import OllamaProgram
 from engine_plugin.errors import (
     BadGatewayError,
     EngineStartError,
@@ -21,6 +20,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.install.software import Backend
 from engine_plugin.process.engine_process import ProcessState
 from tests.engines.llamacpp.running import REPOSITORY, eventually, gone
 from tests.engines.ollama.contract.release import write_program
@@ -170,7 +170,7 @@ async def test_failed_start_is_reported_and_leaves_nothing(place: Place) -> None
         await managed.server.ensure_ready()
     assert managed.server.state is ProcessState.FAILED
     assert "no room for the kv cache" in await managed.server.complaint()
-    nothing = place.managed(backend=OllamaProgram("", "ollama", str(place.root / "nothing")))
+    nothing = place.managed(backend=Backend("ollama", "", "ollama", str(place.root / "nothing")))
     with pytest.raises(EngineStartError, match=r"the managed Ollama server .*nothing"):
         await nothing.server.ensure_ready()
 

@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import pytest_asyncio
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
-from engine_plugin.engines.openvino.software import SERVER_MODULE, OpenVinoBackend, OpenVinoSoftware
+from engine_plugin.engines.openvino.software import SERVER_MODULE, OpenVinoSoftware
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
@@ -29,6 +29,9 @@ from tests.leftovers import marked, nothing_is_left, scratch
 from tests.shipped import write_manifest
 
 from .running import ENGINE_MARK, SERVICES, RunningEngine
+
+if TYPE_CHECKING:
+    from engine_plugin.install.software import Backend
 
 __all__ = ["marked", "nothing_is_left", "scratch"]
 
@@ -73,7 +76,7 @@ def probed(marked: None) -> dict[str, Any]:
 def known(probed: dict[str, Any]) -> Iterator[None]:
     """Starts do without asking the software."""
 
-    async def probe(_self: OpenVinoSoftware, _backend: OpenVinoBackend) -> dict[str, Any]:
+    async def probe(_self: OpenVinoSoftware, _backend: Backend) -> dict[str, Any]:
         return probed
 
     with pytest.MonkeyPatch.context() as patch:

@@ -10,8 +10,9 @@ import pytest
 import pytest_asyncio
 
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.openvino.software import InstallHooks, OpenVinoBackend, OpenVinoSoftware
+from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.install import software as shared_module
+from engine_plugin.install.software import Backend, InstallHooks
 from tests.engines.openvino.fake_ovms.archives import Mirror
 from tests.leftovers import marked, nothing_is_left, scratch
 from tests.models.server import file_server, without_proxies
@@ -29,7 +30,7 @@ class Place:
 
     root: Path
     told: list[str] = field(default_factory=list)
-    tried: list[OpenVinoBackend] = field(default_factory=list)
+    tried: list[Backend] = field(default_factory=list)
     adopted: int = 0
     fails: Exception | None = None
     """What adopting raises, once."""
@@ -42,7 +43,7 @@ class Place:
     def tell(self, step: Any) -> None:
         self.told.append(step if isinstance(step, str) else "")
 
-    async def _trial(self, backend: OpenVinoBackend) -> None:
+    async def _trial(self, backend: Backend) -> None:
         self.tried.append(backend)
 
     async def _adopt(self) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from engine_plugin.engines.openvino import software as software_module
 from engine_plugin.engines.openvino.releases import RELEASE
-from engine_plugin.engines.openvino.software import OpenVinoBackend, server_environ
+from engine_plugin.engines.openvino.software import server_environ
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 from engine_plugin.install import software as shared_module
 from engine_plugin.install.releases import Archive
+from engine_plugin.install.software import Backend
 from tests.engines.openvino.fake_ovms.archives import BROKEN, install, program
 from tests.models.server import Script
 
@@ -68,9 +69,7 @@ async def test_ovms_on_path_has_precedence(place: Place) -> None:
     executable = install(place.root / "theirs")
     software = place.software({"PATH": str(executable.parent)})
     backend = software.find()
-    assert backend == OpenVinoBackend(
-        "ovms", "", f"OpenVINO Model Server at {executable}", executable=str(executable)
-    )
+    assert backend == Backend("ovms", "", f"OpenVINO Model Server at {executable}", executable=str(executable))
     assert await software.probe(backend) == {"version": "2026.3.0", "devices": None}
     assert place.software({"PATH": str(executable.parent)}, backend="embedded").find().kind == "embedded"
     assert place.software(ovms=str(executable)).find().executable == str(executable)
@@ -101,8 +100,8 @@ async def test_audio_packages_are_installed_for_an_ovms(
     assert ("jinja2==" in templates, "numpy" in templates) == (True, False)
     backend = software.find()
     assert backend.site is not None
-    assert backend.templates is not None
-    assert (backend.site.name, backend.templates.name) == ("python", "templates")
+    assert backend.folder is not None
+    assert (backend.site, (backend.folder / "templates").is_dir()) == (backend.folder / "python", True)
     [tried] = place.tried
     assert tried.executable == str(executable)
     assert tried.site is not None
@@ -115,9 +114,9 @@ async def test_audio_packages_are_installed_for_an_ovms(
 
 async def test_openvino_genai_is_installed_and_upgraded(place: Place, pip: list[str]) -> None:
     software = place.software(backend="embedded")
-    probed: list[OpenVinoBackend] = []
+    probed: list[Backend] = []
 
-    async def probe(_self: object, backend: OpenVinoBackend) -> dict[str, str]:
+    async def probe(_self: object, backend: Backend) -> dict[str, str]:
         probed.append(backend)
         return {"version": software.wanted_version}
 
@@ -158,7 +157,7 @@ async def test_real_installation_runs(place: Place) -> None:
 
 
 async def test_unusable_embedded_server_is_reported(place: Place) -> None:
-    nothing = OpenVinoBackend("embedded", "1", "openvino-genai in /nowhere", executable="")
+    nothing = Backend("embedded", "1", "openvino-genai in /nowhere", executable="")
     software = place.software()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(software_module, "SERVER_MODULE", "engine_plugin.engines.openvino.absent")
@@ -184,7 +183,8 @@ async def test_release_is_installed(place: Place, mirror: Mirror, pip: list[str]
     assert await software.probe(backend) == {"version": "2026.3.0", "devices": None}
     assert [(tried.kind, tried.version) for tried in place.tried] == [("ovms", "")]
     assert (Path(backend.executable).parent.parent / "lib" / "libopenvino.so").is_symlink()
-    assert backend.templates is not None
+    assert backend.folder is not None
+    assert (backend.folder / "templates").is_dir()
     [templates] = pip  # audio's are beside us
     assert "jinja2==" in templates
     assert place.versions() == ["release-2026.3.0"]
@@ -200,7 +200,9 @@ async def test_release_without_python_needs_no_python(place: Place, mirror: Mirr
     software = place.software(backend="release", mirror=mirror.url)
     await place.install(software)
     assert pip == []
-    assert software.find().templates is None
+    folder = software.find().folder
+    assert folder is not None
+    assert not (folder / "templates").exists()
 
 
 async def test_release_is_upgraded(place: Place, mirror: Mirror, pip: list[str]) -> None:
@@ -294,7 +296,7 @@ def test_environment_of_an_installed_ovms(place: Place) -> None:
     (home / "share" / "espeak-ng-data").mkdir(parents=True)
     templates = place.root / "templates"
     templates.mkdir()
-    backend = OpenVinoBackend("ovms", "", "", executable=str(home / "bin" / "ovms"), templates=templates)
+    backend = Backend("ovms", "", "", executable=str(home / "bin" / "ovms"), folder=place.root)
     environ = {"PATH": "/bin", "LD_LIBRARY_PATH": "/cuda", "PYTHONPATH": "/ours", "API_KEY": "x", "HTTPS_PROXY": "p"}
     assert server_environ(backend, environ) == {
         "PATH": f"/bin{os.pathsep}{home / 'bin'}",
@@ -311,6 +313,4 @@ def test_environment_of_an_ovms_of_the_system(place: Place) -> None:
     executable.parent.mkdir(parents=True)
     (place.root / "usr" / "lib").mkdir()
     executable.write_bytes(program("2026.3.0"))
-    assert server_environ(OpenVinoBackend("ovms", "", "", executable=str(executable)), {}) == {
-        "PATH": str(executable.parent)
-    }
+    assert server_environ(Backend("ovms", "", "", executable=str(executable)), {}) == {"PATH": str(executable.parent)}

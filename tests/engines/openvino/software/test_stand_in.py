@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 import engine_plugin
-from engine_plugin.engines.openvino.software import OpenVinoBackend, server_environ
+from engine_plugin.engines.openvino.software import server_environ
+from engine_plugin.install.software import Backend
 from tests.engines.openvino.fake_ovms.archives import install
 from tests.patience import LIMIT
 
@@ -94,7 +95,7 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
         port = free.getsockname()[1]
     argv = [executable, "--rest_port", str(port), "--rest_bind_address", "127.0.0.1", "--config_path"]
     argv += [str(served.config), "--api_key_file", str(folder / "key"), "--file_system_poll_wait_seconds", "0"]
-    environ = server_environ(OpenVinoBackend("ovms", "", "", executable=executable), os.environ)
+    environ = server_environ(Backend("ovms", "", "", executable=executable), os.environ)
     with (folder / "log").open("wb") as log:
         child = await asyncio.create_subprocess_exec(*argv, env=environ, stdout=log, stderr=log)
     try:
