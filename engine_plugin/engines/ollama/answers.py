@@ -10,7 +10,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.ollama.lines import finish_reason, openai_call, openai_logprobs, to_json
+from engine_plugin.engines.ollama.lines import delta_of, finish_reason, openai_call, openai_logprobs, to_json
 from engine_plugin.engines.ollama.thinking import split_thinking
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.jsontext import json_object
@@ -18,8 +18,6 @@ from engine_plugin.openai_api.completions import CompletionLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from engine_plugin.engines.ollama.lines import CollectedAnswer
 
 __all__ = [
     "answer_head",
@@ -60,43 +58,37 @@ def has_think_tags(request: dict[str, Any]) -> bool:
     return not (request.get("raw") or request.get("format") or request.get("response_format"))
 
 
-def openai_answer(service: str, collected: Sequence[CollectedAnswer], request: dict[str, Any]) -> bytes:
-    """OpenAI's answer with one choice for each collected answer; `request` is the caller's."""
+def openai_answer(service: str, wholes: Sequence[Mapping[str, Any]], request: dict[str, Any]) -> bytes:
+    """OpenAI's answer with one choice for each whole answer of the server; `request` is the caller's."""
     answer = answer_head(service, request["model"], stream=False)
-    answer["choices"] = [_choice(service, index, one, request) for index, one in enumerate(collected)]
-    lasts = [one.last for one in collected]
-    answer["usage"] = usage(lasts, request.get("n") or 1)
-    totals = {field: sum(_metric(last, field) for last in lasts) for field in _METRICS}
+    answer["choices"] = [_choice(service, index, whole, request) for index, whole in enumerate(wholes)]
+    answer["usage"] = usage(wholes, request.get("n") or 1)
+    totals = {field: sum(_metric(whole, field) for whole in wholes) for field in _METRICS}
     if speed := timings(totals):
         answer["timings"] = speed
     return to_json(answer)
 
 
-def _choice(service: str, index: int, collected: CollectedAnswer, request: dict[str, Any]) -> dict[str, Any]:
-    thinking, content = "".join(collected.thinking), "".join(collected.content)
+def _choice(service: str, index: int, whole: Mapping[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    delta = delta_of(service, whole)
+    thinking, content = delta.thinking, delta.content
     if not thinking and has_think_tags(request):
         thinking, content = split_thinking(content)
     choice: dict[str, Any] = {"index": index}
     if service == "chat":
         source = choice["message"] = {"role": "assistant", "content": content}
-        if collected.calls:
-            source["tool_calls"] = [_whole_call(call) for call in collected.calls]
+        if delta.calls:
+            source["tool_calls"] = [openai_call(call) for call in delta.calls]
     else:
         source = choice
         choice["text"] = content
     if thinking:
         source["reasoning_content"] = thinking
-    choice["logprobs"] = openai_logprobs(collected.logprobs)
+    choice["logprobs"] = openai_logprobs(delta.logprobs)
     if service == "generate":
         CompletionLogprobs(request.get("logprobs")).reshape({"choices": [choice]})
-    choice["finish_reason"] = finish_reason(collected.last, called=bool(collected.calls))
+    choice["finish_reason"] = finish_reason(whole, called=bool(delta.calls))
     return choice
-
-
-def _whole_call(call: dict[str, Any]) -> dict[str, Any]:
-    whole = openai_call(call, 0)
-    del whole["index"]  # only events have it
-    return whole
 
 
 # Metrics

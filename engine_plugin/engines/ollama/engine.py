@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.single_flight import SingleFlight
-from engine_plugin.engines.ollama import exchange, transcription
+from engine_plugin.engines.ollama import transcription
 from engine_plugin.engines.ollama.address import configured_address
 from engine_plugin.engines.ollama.attached import AttachedServer
 from engine_plugin.engines.ollama.client import OllamaClient, StoppedBeforeAnswerError
+from engine_plugin.engines.ollama.exchange import Exchange
 from engine_plugin.engines.ollama.managed import ManagedServer
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
 from engine_plugin.engines.ollama.native import native_validator
@@ -283,20 +284,20 @@ class OllamaEngine(Engine):
         while True:
             try:
                 async with self._client_for(service, request["model"]) as (client, facts):
-                    return await exchange.call(client, service, request, facts, self._options, self._decoder)
+                    if service == "speech-to-text":
+                        return await transcription.transcribe(client, request, facts, self._decoder)
+                    return await Exchange(client, service, facts, self._options).call(request)
             except StoppedBeforeAnswerError:
                 if not self._managed.running:
                     raise
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
-        if service not in ("chat", "generate"):
-            raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="Ollama")
         while True:
             async with AsyncExitStack() as held:
                 try:
                     client, facts = await held.enter_async_context(self._client_for(service, request["model"]))
-                    answer = exchange.stream(client, service, request, facts, self._options)
+                    answer = Exchange(client, service, facts, self._options).stream(request)
                     chunks = await held.enter_async_context(answer)
                 except StoppedBeforeAnswerError:  # the server was replaced while the request waited
                     if not self._managed.running:

@@ -22,7 +22,7 @@ from engine_plugin.transport.answers import Complaint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["body_complaint", "exception_for", "has_error", "line_complaint"]
+__all__ = ["body_complaint", "checked_line", "exception_for", "line_complaint"]
 
 _SHOWN = 500
 _MEMORY = re.compile(r"requires more (?:system )?memory \((.+?)\) than is available \((.+?)\)")
@@ -46,7 +46,7 @@ _CONTEXT = ("exceeds the context length", "exceeds maximum context length", "exc
 def body_complaint(status: int, body: bytes) -> Complaint:
     """Parse the body of an error: `{"error": "…"}`, `{"error": {"message", …}}` from /v1, or any other text."""
     shape = json_object(body)
-    if shape is not None and has_error(shape):
+    if shape is not None and _has_error(shape):
         return _complaint(status, shape)
     return Complaint(status, body[:_SHOWN].decode("utf-8", "replace").strip() or "no message")
 
@@ -57,11 +57,15 @@ def line_complaint(line: Mapping[str, Any]) -> Complaint:
     return _complaint(next((code for code in codes if _is_failure(code)), 500), line)
 
 
-def has_error(shape: Mapping[str, Any]) -> bool:
-    """Whether an answer, or a line of a stream, is an error.
+def checked_line(line: dict[str, Any], model: str) -> dict[str, Any]:
+    """The line of a stream; an error line raises its exception. `model` is the model that the request names."""
+    if _has_error(line):
+        raise exception_for(line_complaint(line), model)
+    return line
 
-    As in Ollama's own client, an empty error does not count.
-    """
+
+def _has_error(shape: Mapping[str, Any]) -> bool:
+    """Whether an answer is an error. As in Ollama's own client, an empty error does not count."""
     return shape.get("error") not in (None, "")
 
 

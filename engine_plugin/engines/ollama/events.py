@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama.answers import timings, usage
-from engine_plugin.engines.ollama.errors import exception_for, has_error, line_complaint
+from engine_plugin.engines.ollama.errors import checked_line
 from engine_plugin.engines.ollama.lines import (
     delta_of,
     finish_reason,
@@ -75,7 +75,6 @@ class ChoiceWriter:
         self._head, self._index = head, index
         self._parser = ThinkParser() if tags else None
         self._calls = 0
-        self._begun = False
         self._logprobs: list[dict[str, Any]] = []  # of text that the parser holds back
         self._completion = CompletionLogprobs()
         self._field = "content" if service == "chat" else "text"
@@ -85,13 +84,17 @@ class ChoiceWriter:
             (_CONTENT_LINES[service], _inserter(*self._around[self._field])),
             (_THINKING_LINES[service], _inserter(*self._around["reasoning_content"])),
         )
+        self._first = self._event({"role": "assistant", "content": ""}) if service == "chat" else b""
+        """The event before all others, until it is written."""
 
     def write(self, lines: bytes) -> bytes:
         """Convert a block of whole lines to events, up to the last line or the first error."""
-        if not self._begun and lines:
-            first, _, lines = lines.partition(b"\n")
-            begin = b"".join(self._line(first))
-            return begin + self.write(lines) if lines and self._goes_on else begin
+        events = self._converted_lines(lines)
+        if events and self._first:
+            events, self._first = self._first + events, b""
+        return events
+
+    def _converted_lines(self, lines: bytes) -> bytes:
         wanted, converted = lines.count(b"\n"), 0
         if (self._parser is None or (self._parser.plain and not _has_tag(lines))) and _is_utf8(lines):
             for pattern, insert in self._forms:
@@ -101,40 +104,29 @@ class ChoiceWriter:
                     return lines
                 if self._parser is not None:
                     break  # once the server separates the thinking, tags are content
-        if converted == wanted - 1 and not lines.endswith(b"\n\n"):  # only the last line is left, which says done
-            cut = lines.rfind(b"\n", 0, -1) + 1
-            return b"".join([lines[:cut], *self._line(lines[cut:-1])])
         events: list[bytes] = []
         for line in lines.split(b"\n"):
             if converted and line.startswith(self._converted):
                 events.append(line + b"\n\n")
             elif line:
                 events += self._line(line)
-                if not self._goes_on:
+                if self.last or self.failure is not None:
                     break
         return b"".join(events)
 
-    @property
-    def _goes_on(self) -> bool:
-        return not self.last and self.failure is None
-
     def _line(self, line: bytes) -> list[bytes]:
         try:
-            shape = read_line(line)
-            if has_error(shape):
-                raise exception_for(line_complaint(shape), self._model)
+            shape = checked_line(read_line(line), self._model)
             return self._events(shape, delta_of(self._service, shape))
         except EnginePluginError as error:
             self.failure = error
             return self._texts(*self._parser.end()) if self._parser is not None else []
 
     def _events(self, line: dict[str, Any], delta: Delta) -> list[bytes]:
-        events = [] if self._begun or self._service != "chat" else [self._event({"role": "assistant", "content": ""})]
-        self._begun = True
         self._logprobs += delta.logprobs
-        events += self._texts(*self._split(delta))
+        events = self._texts(*self._split(delta))
         if delta.calls and self._service == "chat":
-            calls = [openai_call(call, self._calls + number) for number, call in enumerate(delta.calls)]
+            calls = [{"index": index} | openai_call(call) for index, call in enumerate(delta.calls, self._calls)]
             self._calls += len(calls)
             events.append(self._event({"tool_calls": calls}))
         if delta.done:

@@ -1,7 +1,7 @@
 """One service call on an Ollama server: sends the requests that it takes and converts their answers.
 
-Called by the engine with the facts of the model. A request to the server yields one choice for one prompt. Several
-choices are requested one after the other: the server would queue parallel requests unless configured otherwise.
+A request to the server yields one choice for one prompt. Several choices are requested one after the other: the
+server would queue parallel requests unless configured otherwise.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.ollama import answers, native, requests, transcription
+from engine_plugin import catalogue
+from engine_plugin.engines.ollama import answers, requests
 from engine_plugin.engines.ollama.events import ChoiceWriter, usage_event
-from engine_plugin.engines.ollama.lines import NOT_DONE, collect
-from engine_plugin.errors import BadGatewayError, UnsupportedError
+from engine_plugin.engines.ollama.lines import NOT_DONE, collect, to_json
+from engine_plugin.engines.ollama.native import NativeWriter
+from engine_plugin.errors import BadGatewayError
 from engine_plugin.transport.answers import ANSWER_LIMIT, drained
 from engine_plugin.transport.ndjson import whole_lines
 from engine_plugin.transport.sse import DONE
@@ -22,68 +24,18 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.engines.ollama.client import OllamaClient
-    from engine_plugin.engines.ollama.lines import CollectedAnswer
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.engines.ollama.options import OllamaOptions
-    from engine_plugin.speech.decoder import Decoder
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["call", "stream"]
+__all__ = ["Exchange"]
 
 
-async def call(
-    client: OllamaClient,
-    service: str,
-    request: dict[str, Any],
-    facts: ModelFacts,
-    options: OllamaOptions,
-    decoder: Decoder,
-) -> bytes:
-    """Answer a unary call of chat, generate, embed or speech-to-text with one JSON object.
+class Exchange:
+    """One call of chat, generate or embed. Created by the engine with the facts of the model.
 
-    The object is Ollama's own if `facts.native`, else OpenAI's. Raises what the server's errors map to.
+    Answers are Ollama's own JSON if `facts.native`, else OpenAI's.
     """
-    if service == "speech-to-text":
-        return await transcription.transcribe(client, request, facts, decoder)
-    exchange = _Exchange(client, service, facts, options)
-    if service not in requests.STREAMED:
-        async with exchange.send(request) as response:
-            data = await response.read(ANSWER_LIMIT)
-        convert = answers.native_embeddings if facts.native else answers.openai_embeddings
-        return convert(data, request)
-    collected: list[CollectedAnswer] = []
-    for single in requests.single_requests(service, request, native=facts.native):
-        async with exchange.send(single) as response:
-            collected.append(await collect(service, response, facts.name))
-    if facts.native:
-        return native.native_answer(service, collected[0])
-    return answers.openai_answer(service, collected, request)
-
-
-@asynccontextmanager
-async def stream(
-    client: OllamaClient, service: str, request: dict[str, Any], facts: ModelFacts, options: OllamaOptions
-) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Answer a streamed call of chat or generate: yields an iterator of blocks of whole events.
-
-    Leaving the block closes the connection, which stops the server's work. Raises UnsupportedError for other
-    services.
-    """
-    if service not in requests.STREAMED:
-        raise UnsupportedError(f"{service}: Ollama does not stream this service; call InvokeService")
-    exchange = _Exchange(client, service, facts, options)
-    first, *others = requests.single_requests(service, request, native=facts.native)
-    async with exchange.send(first) as response:
-        if facts.native:
-            events = native.native_events(response, facts.name)
-        else:
-            events = exchange.openai_events(response, others, request)
-        async with aclosing(events) as blocks:
-            yield blocks
-
-
-class _Exchange:
-    """The parameters that all requests of one call have in common."""
 
     def __init__(self, client: OllamaClient, service: str, facts: ModelFacts, options: OllamaOptions) -> None:
         self._client = client
@@ -91,11 +43,36 @@ class _Exchange:
         self._facts = facts
         self._options = options
 
-    def send(self, request: dict[str, Any]) -> AbstractAsyncContextManager[HttpResponse]:
+    async def call(self, request: dict[str, Any]) -> bytes:
+        """The answer as one JSON object. Raises what the server's errors map to."""
+        native = self._facts.native
+        if self._service not in requests.STREAMED:
+            async with self._sent(request) as response:
+                data = await response.read(ANSWER_LIMIT)
+            return answers.native_embeddings(data, request) if native else answers.openai_embeddings(data, request)
+        wholes: list[dict[str, Any]] = []
+        for single in requests.single_requests(self._service, request, native=native):
+            async with self._sent(single) as response:
+                wholes.append(await collect(self._service, response, self._facts.name))
+        return to_json(wholes[0]) if native else answers.openai_answer(self._service, wholes, request)
+
+    @asynccontextmanager
+    async def stream(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield an iterator of blocks of whole events, once the head of the answer has arrived.
+
+        Leaving the block closes the connection, which stops the server's work. Raises UnsupportedError for embed.
+        """
+        if self._service not in requests.STREAMED:
+            raise catalogue.STREAM_UNSUPPORTED.error(service=self._service, engine="Ollama")
+        first, *others = requests.single_requests(self._service, request, native=self._facts.native)
+        async with self._sent(first) as response, aclosing(self._events(response, others, request)) as blocks:
+            yield blocks
+
+    def _sent(self, request: dict[str, Any]) -> AbstractAsyncContextManager[HttpResponse]:
         path, body = requests.upstream_request(self._service, request, self._facts, self._options)
         return self._client.request("POST", path, body, model=self._facts.name)
 
-    async def openai_events(
+    async def _events(
         self, first: HttpResponse, others: list[dict[str, Any]], request: dict[str, Any]
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of each choice as they arrive, then the usage. Each choice has its own request.
@@ -103,13 +80,9 @@ class _Exchange:
         An error line raises its exception after the events before it; a stream that ends early, BadGatewayError.
         """
         head = answers.answer_head(self._service, request["model"], stream=True)
-        tags = answers.has_think_tags(request)
-        writers = [
-            ChoiceWriter(self._service, head, index, tags=tags, model=self._facts.name)
-            for index in range(len(others) + 1)
-        ]
+        writers = [self._writer(head, index, request) for index in range(len(others) + 1)]
         for writer, single in zip(writers, [None, *others], strict=True):
-            async with nullcontext(first) if single is None else self.send(single) as response:
+            async with nullcontext(first) if single is None else self._sent(single) as response:
                 async for lines in whole_lines(response):
                     if events := writer.write(lines):
                         yield events
@@ -121,9 +94,18 @@ class _Exchange:
                     raise BadGatewayError(NOT_DONE)
                 if single is not None:
                     await drained(response)
-        wanted = request.get("stream_options")
-        usage = b""
-        if isinstance(wanted, dict) and wanted.get("include_usage"):
-            usage = usage_event(head, [writer.last for writer in writers], request.get("n") or 1)
-        yield usage + DONE
+        if not self._facts.native:
+            lasts = [writer.last for writer in writers]
+            yield (usage_event(head, lasts, request.get("n") or 1) if _wants_usage(request) else b"") + DONE
         await drained(first)
+
+    def _writer(self, head: dict[str, Any], index: int, request: dict[str, Any]) -> NativeWriter | ChoiceWriter:
+        if self._facts.native:
+            return NativeWriter(self._facts.name)
+        tags = answers.has_think_tags(request)
+        return ChoiceWriter(self._service, head, index, tags=tags, model=self._facts.name)
+
+
+def _wants_usage(request: dict[str, Any]) -> bool:
+    options = request.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))

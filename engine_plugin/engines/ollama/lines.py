@@ -1,4 +1,4 @@
-"""The JSON lines of Ollama's streams: what one line adds to an answer, and a whole stream collected into one answer.
+"""The JSON lines of Ollama's streams: what one line adds to an answer, and the whole answer of all lines.
 
 chat has its texts in `message`, generate in `response`; the other fields are the same.
 """
@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.ollama.errors import exception_for, has_error, line_complaint
+from engine_plugin.engines.ollama.errors import checked_line
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.transport.answers import ANSWER_LIMIT, drained, one_line
 from engine_plugin.transport.ndjson import line_objects, whole_lines
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_DONE",
-    "CollectedAnswer",
     "Delta",
     "collect",
     "delta_of",
@@ -31,11 +30,12 @@ __all__ = [
     "openai_call",
     "openai_logprobs",
     "to_json",
+    "whole_answer",
 ]
 
 NOT_DONE = "the Ollama server's stream ended before it was done"
 
-_REASONS = {"stop": "stop", "length": "length"}
+_TEXT_FIELDS = {"chat": "content", "generate": "response"}
 
 
 @dataclass(slots=True)
@@ -49,43 +49,39 @@ class Delta:
     done: bool = False
 
 
-@dataclass(slots=True)
-class CollectedAnswer:
-    """A whole answer: the texts of its lines, its tool calls, and the last line, which has the metrics."""
-
-    content: list[str] = field(default_factory=list)
-    thinking: list[str] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    last: dict[str, Any] = field(default_factory=dict)
-
-
-async def collect(service: str, response: HttpResponse, model: str) -> CollectedAnswer:
-    """Read a stream to its last line. Called for unary calls: only a stream stops when its caller leaves.
+async def collect(service: str, response: HttpResponse, model: str) -> dict[str, Any]:
+    """Read a stream into one answer. Called for unary calls: only a stream stops when its caller leaves.
 
     Raises the exception of an error line; BadGatewayError for a stream that ends early or exceeds 512 MiB.
     """
-    answer = CollectedAnswer()
+    deltas: list[Delta] = []
     size = 0
     async for lines in whole_lines(response):
         size += len(lines)
         if size > ANSWER_LIMIT:
             raise BadGatewayError(f"the engine's answer is longer than {ANSWER_LIMIT} bytes")
         for line in line_objects(lines):
-            if has_error(line):
-                raise exception_for(line_complaint(line), model)
-            delta = delta_of(service, line)
-            if delta.content:
-                answer.content.append(delta.content)
-            if delta.thinking:
-                answer.thinking.append(delta.thinking)
-            answer.calls += delta.calls
-            answer.logprobs += delta.logprobs
-            if delta.done:
-                answer.last = line
+            deltas.append(delta_of(service, checked_line(line, model)))
+            if deltas[-1].done:
                 await drained(response)
-                return answer
+                return whole_answer(service, line, deltas)
     raise BadGatewayError(NOT_DONE)
+
+
+def whole_answer(service: str, last: Mapping[str, Any], deltas: Sequence[Delta]) -> dict[str, Any]:
+    """The answer that the server would give without streaming: the last line with what all lines add."""
+    answer = dict(last)
+    source = answer
+    if service == "chat":
+        source = answer["message"] = {"role": "assistant"} | (answer.get("message") or {})
+    source[_TEXT_FIELDS[service]] = "".join(delta.content for delta in deltas)
+    if thinking := "".join(delta.thinking for delta in deltas):
+        source["thinking"] = thinking
+    if calls := [call for delta in deltas for call in delta.calls]:
+        source["tool_calls"] = calls
+    if logprobs := [token for delta in deltas for token in delta.logprobs]:
+        answer["logprobs"] = logprobs
+    return answer
 
 
 def delta_of(service: str, line: Mapping[str, Any]) -> Delta:
@@ -95,7 +91,7 @@ def delta_of(service: str, line: Mapping[str, Any]) -> Delta:
         source = {}
     if not isinstance(source, dict):
         raise _malformed(line)
-    content = source.get("content" if service == "chat" else "response") or ""
+    content = source.get(_TEXT_FIELDS[service]) or ""
     thinking = source.get("thinking") or ""
     calls, logprobs = source.get("tool_calls") or [], line.get("logprobs") or []
     if not (isinstance(content, str) and isinstance(thinking, str)):
@@ -121,11 +117,12 @@ def to_json(shape: Any, separators: tuple[str, str] = (", ", ": ")) -> bytes:
 
 def finish_reason(last: Mapping[str, Any], *, called: bool) -> str:
     """OpenAI's finish_reason from an answer's last line; `called` says that the answer has tool calls."""
-    reason = _REASONS.get(str(last.get("done_reason")), "stop")
-    return "tool_calls" if called and reason == "stop" else reason
+    if last.get("done_reason") == "length":
+        return "length"
+    return "tool_calls" if called else "stop"
 
 
-def openai_call(call: Mapping[str, Any], index: int) -> dict[str, Any]:
+def openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
     """A tool call in OpenAI's form: its arguments as JSON text, with a generated id where the server gives none.
 
     Raises BadGatewayError for a malformed call.
@@ -138,7 +135,6 @@ def openai_call(call: Mapping[str, Any], index: int) -> dict[str, Any]:
     if not isinstance(arguments, str):
         arguments = to_json({} if arguments is None else arguments).decode()
     return {
-        "index": index,
         "id": given if isinstance(given, str) and given else f"call_{secrets.token_hex(12)}",
         "type": "function",
         "function": {"name": name, "arguments": arguments},

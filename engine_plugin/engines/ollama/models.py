@@ -19,9 +19,10 @@ from engine_plugin.engines.ollama.entries import (
     named_entries,
     shown_capabilities,
 )
+from engine_plugin.engines.ollama.options import keep_alive_value
 from engine_plugin.engines.ollama.references import Reference, References
 from engine_plugin.errors import EnginePluginError, ModelNotLoadedError
-from engine_plugin.models.capabilities import DigestCache, override_for, resolve
+from engine_plugin.models.capabilities import DigestCache, resolve
 from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
 from engine_plugin.models.names import is_cloud_name, near_names
 
@@ -61,20 +62,17 @@ _HOSTS = ("registry.ollama.ai/", "ollama.com/")
 class ModelFacts:
     """The facts of a model by which requests are converted.
 
-    `name` is the server's name of the model. `features` are words of FEATURES. `context_length`, in tokens, is from
-    the server or plugin.yaml, never an estimate. `num_ctx` and `num_thread` are the values to request; None leaves
-    them to the server, since a context larger than necessary costs memory. A load and the calls after it must request
-    the same values, or the server loads the model again. `native` says that the host uses Ollama's own JSON.
+    `name` is the server's name of the model. `features` are words of FEATURES. `options` are the `num_ctx` and
+    `num_thread` to request; missing ones are left to the server, since a context larger than necessary costs memory.
+    A load and the calls after it must request the same values, or the server loads the model again. `native` says
+    that the host uses Ollama's own JSON.
     """
 
     name: str
-    kind: str
     features: frozenset[str]
-    context_length: int | None
-    num_ctx: int | None
     parameter_size: str
+    options: Mapping[str, int]
     native: bool
-    num_thread: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +176,13 @@ class ServerModels:
 
     def facts(self, model: ModelInfo, *, native: bool) -> ModelFacts:
         """The facts by which requests for a model are converted."""
-        can = model.capabilities
-        known = can.context_length if can.context_source in ("configuration", "engine") else 0
+        options = {"num_ctx": self._num_ctx(model), "num_thread": self._options.threads}
         return ModelFacts(
-            name=model.name,
-            kind=model.kind,
-            features=frozenset(can.features),
-            context_length=known or None,
-            num_ctx=self._num_ctx(model, known),
-            parameter_size=model.details.parameter_size,
-            native=native,
-            num_thread=self._options.threads or None,
+            model.name,
+            frozenset(model.capabilities.features),
+            model.details.parameter_size,
+            {name: value for name, value in options.items() if value},
+            native,
         )
 
     async def add_reference(self, reference: str, model: ModelInfo) -> None:
@@ -223,10 +217,8 @@ class ServerModels:
         model = await self.get(client, name)
         shape: dict[str, Any] = {"model": model.name, "stream": False}
         if keep_alive := self._options.keep_alive:
-            shape["keep_alive"] = int(keep_alive) if keep_alive in ("-1", "0") else keep_alive
-        facts = self.facts(model, native=False)
-        options = {"num_ctx": facts.num_ctx, "num_thread": facts.num_thread}
-        if options := {key: value for key, value in options.items() if value is not None}:
+            shape["keep_alive"] = keep_alive_value(keep_alive)
+        if options := self.facts(model, native=False).options:
             shape["options"] = options
         path, empty = ("/api/embed", "input") if model.kind == "embed" else ("/api/chat", "messages")
         await client.ask("POST", path, {**shape, empty: []}, model=model.name, within=_LOAD_TIMEOUT)
@@ -334,12 +326,13 @@ class ServerModels:
             log.debug("%s: capabilities unknown: %s", name, error)
             return None
 
-    def _num_ctx(self, model: ModelInfo, known: int) -> int | None:
-        override = override_for(model.name, self._options.models)
-        if override is not None and override.context_length:
-            return override.context_length
+    def _num_ctx(self, model: ModelInfo) -> int:
+        """The context of plugin.yaml, at most what the server reports; 0 for the server's default."""
+        can = model.capabilities
+        if can.context_source == "configuration":
+            return can.context_length
         wanted = self._options.context_length
-        return (min(wanted, known) if known else wanted) or None
+        return min(wanted, can.context_length) if can.context_source == "engine" else wanted
 
     def _cloud(self, name: str) -> ModelInfo:
         can = resolve(name, overrides=self._options.models)

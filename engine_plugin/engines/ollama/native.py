@@ -1,33 +1,16 @@
-"""Ollama's own JSON for hosts that use it (`config_ref: ollama:chat` and so on): validators of requests, answers.
-
-The lines of a stream pass through unchanged, framed as events.
-"""
+"""Ollama's own JSON for hosts that use it (`config_ref: ollama:chat` and so on): requests and streams."""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from engine_plugin.engines.ollama.errors import exception_for, has_error, line_complaint
-from engine_plugin.engines.ollama.lines import NOT_DONE, to_json
-from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.engines.ollama.errors import checked_line
+from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from engine_plugin.services.base import RequestValidator, optional, require
 from engine_plugin.services.pictures import check_pictures, listed, pictures_of
-from engine_plugin.transport.answers import drained
-from engine_plugin.transport.ndjson import as_events, read_line, whole_lines
+from engine_plugin.transport.ndjson import as_events, read_line
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from engine_plugin.engines.ollama.lines import CollectedAnswer
-    from engine_plugin.transport.http1 import HttpResponse
-
-__all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "native_answer", "native_events", "native_validator"]
-
-# Quotes inside JSON strings are escaped, so these match fields only. Tool arguments may have a field `done`, too, so
-# a line that matches is parsed.
-_ERROR_FIELD = re.compile(rb'"error"\s*:')
-_DONE_FIELD = re.compile(rb'"done"\s*:\s*true')
+__all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "NativeWriter", "native_validator"]
 
 
 def _check_common(request: dict[str, Any]) -> None:
@@ -101,61 +84,32 @@ def native_validator(service: str) -> RequestValidator | None:
     return _VALIDATORS.get(service)
 
 
-async def native_events(response: HttpResponse, model: str) -> AsyncGenerator[bytes, None]:
-    """Yield the lines as events, up to the line with `"done": true`.
+class NativeWriter:
+    """Writes the events of a native stream: the lines unchanged. `model` is the server's name of the model."""
 
-    An error line, or one that is not a JSON object, raises its exception after the events before it; a stream that
-    ends early raises BadGatewayError.
-    """
-    async for lines in whole_lines(response):
-        good = lines[: _first_bad(lines)]
-        end = _end_of_done(good)
-        if end:
-            yield as_events(good[:end])
-            await drained(response)
-            return
-        if good:
-            yield as_events(good)
-        if len(good) < len(lines):
-            line = read_line(lines[len(good) :].partition(b"\n")[0])
-            raise exception_for(line_complaint(line), model)
-    raise BadGatewayError(NOT_DONE)
+    def __init__(self, model: str) -> None:
+        self.last: dict[str, Any] = {}
+        """The last line, with `done: true`; {} before it arrives."""
+        self.failure: EnginePluginError | None = None
+        """The error that follows the events written so far."""
+        self._model = model
 
+    def write(self, lines: bytes) -> bytes:
+        """Convert a block of whole lines to events, up to the last line or the first error.
 
-def _first_bad(lines: bytes) -> int:
-    """The start of the first line that is an error or not an object; the length of `lines` if there is none."""
-    if b'"error"' not in lines and lines.count(b"}\n") == lines.count(b"\n"):
-        return len(lines)
-    start = 0
-    for line in lines.split(b"\n")[:-1]:
-        if not line.endswith(b"}") or (_ERROR_FIELD.search(line) and has_error(read_line(line))):
-            break
-        start += len(line) + 1
-    return start
-
-
-def _end_of_done(lines: bytes) -> int:
-    """The end of the line with `"done": true`; 0 if there is none."""
-    if b"true" not in lines:
-        return 0  # nearly always, and much cheaper than the regular expression
-    for found in _DONE_FIELD.finditer(lines):
-        start, end = lines.rfind(b"\n", 0, found.start()) + 1, lines.index(b"\n", found.end()) + 1
-        if read_line(lines[start:end]).get("done") is True:
-            return end
-    return 0
-
-
-def native_answer(service: str, collected: CollectedAnswer) -> bytes:
-    """The answer that the server would give without streaming: the last line with the texts of all lines."""
-    answer = dict(collected.last)
-    source: dict[str, Any] = answer
-    if service == "chat":
-        source = answer["message"] = {"role": "assistant"} | (answer.get("message") or {})
-    source["content" if service == "chat" else "response"] = "".join(collected.content)
-    if thinking := "".join(collected.thinking):
-        source["thinking"] = thinking
-    if collected.calls:
-        source["tool_calls"] = collected.calls
-    if collected.logprobs:
-        answer["logprobs"] = collected.logprobs
-    return to_json(answer)
+        An error is an error line, or a line that is not a JSON object.
+        """
+        # Quotes inside JSON strings are escaped, so that `"error"` is a field. Tool arguments may have a `done`.
+        if b"true" not in lines and b'"error"' not in lines and lines.count(b"}\n") == lines.count(b"\n"):
+            return as_events(lines)  # nearly always
+        end = 0
+        try:
+            for line in lines.split(b"\n")[:-1]:
+                shape = checked_line(read_line(line), self._model)
+                end += len(line) + 1
+                if shape.get("done") is True:
+                    self.last = shape
+                    break
+        except EnginePluginError as error:
+            self.failure = error
+        return as_events(lines[:end]) if end else b""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine_plugin.engines.local.server import ServerOptions
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
 from engine_plugin.speech.options import AudioLimits, LiveOptions
 
-__all__ = ["OllamaOptions"]
+__all__ = ["OllamaOptions", "keep_alive_value"]
 
 _DURATION = r"-1|0|(\d+(\.\d+)?(ns|us|ms|s|m|h))+"
 _DURATION_FORM = "a duration such as 30s, 5m or 1h30m, 0, or -1 for no limit"
+_SECONDS = re.compile(r"-?[0-9]{1,18}")
 
 
 def _duration() -> str:
@@ -93,3 +96,8 @@ class OllamaOptions(ServerOptions):
 
     no_cloud: bool = True
     """Whether a managed server refuses cloud models, so that no request leaves this machine."""
+
+
+def keep_alive_value(value: Any) -> Any:
+    """Make a text of digits a number of seconds, since the server requires a unit in texts."""
+    return int(value) if isinstance(value, str) and _SECONDS.fullmatch(value) else value

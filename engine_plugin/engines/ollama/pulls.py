@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin import catalogue
 from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.engines.ollama.entries import positive_int
-from engine_plugin.engines.ollama.errors import body_complaint, exception_for, has_error, line_complaint
+from engine_plugin.engines.ollama.errors import body_complaint, checked_line, exception_for
 from engine_plugin.engines.ollama.models import full_name
 from engine_plugin.errors import (
     BadGatewayError,
@@ -200,9 +200,7 @@ async def _post_and_watch(
     try:
         async with client.request("POST", path, json.dumps(shape).encode(), model=model) as response:
             async for line in _lines(response):
-                if has_error(line):
-                    raise exception_for(line_complaint(line), model)
-                status = _publish_line(line, status, publish)
+                status = _publish_line(checked_line(line, model), status, publish)
                 if status == _SUCCESS:
                     return
     except BadGatewayError as error:

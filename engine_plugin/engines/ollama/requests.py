@@ -6,31 +6,29 @@
 from __future__ import annotations
 
 import logging
-import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama import messages
+from engine_plugin.engines.ollama.options import keep_alive_value
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.families import parameters_of
 from engine_plugin.openai_api.bodies import request_json
+from engine_plugin.services.base import integer, optional
 
 if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.engines.ollama.options import OllamaOptions
 
-__all__ = ["PATHS", "STREAMED", "single_requests", "upstream_request"]
+__all__ = ["STREAMED", "single_requests", "upstream_request"]
 
 log = logging.getLogger(__name__)
-
-PATHS = {"chat": "/api/chat", "generate": "/api/generate", "embed": "/api/embed"}
-"""The services with a path in Ollama's own API."""
 
 STREAMED = frozenset({"chat", "generate"})
 
 _MAX_CHOICES = 128
 _MAX_ANSWERS = 1024
 _SMALL_MODEL = 7e9
-_SECONDS = re.compile(r"-?[0-9]{1,18}")
 
 # OpenAI's fields and the names of their options in Ollama. Other options have the same name in both.
 _RENAMED = {
@@ -69,8 +67,6 @@ _EFFORTS: dict[str, bool | str] = {
     "max": "max",
 }
 
-_warned: set[tuple[str, str]] = set()
-
 
 def single_requests(service: str, request: dict[str, Any], *, native: bool) -> list[dict[str, Any]]:
     """Split a request into one for each prompt and choice, in the order of the choices.
@@ -82,42 +78,32 @@ def single_requests(service: str, request: dict[str, Any], *, native: bool) -> l
     for field, feature in (("echo", "repeating the prompt"), ("logit_bias", "token biases")):
         if request.get(field):
             raise InvalidRequestError.at(field, f"Ollama does not support {feature}; leave it out")
-    prompts = _prompts(request["prompt"]) if service == "generate" else [""]
+    prompts = [{"prompt": text} for text in _texts(request, "prompt")] if service == "generate" else [{}]
     count = _choices(request)
     if len(prompts) * count > _MAX_ANSWERS:
         raise InvalidRequestError.at(
             "prompt",
             f"{len(prompts)} prompts with {count} choices each exceed the limit of {_MAX_ANSWERS} answers",
         )
-    if len(prompts) * count == 1:
-        return [request | ({"prompt": prompts[0]} if service == "generate" else {})]
-    singles: list[dict[str, Any]] = []
-    for prompt in prompts:
-        for number in range(count):
-            single = request | ({"prompt": prompt} if service == "generate" else {})
-            if number and isinstance(request.get("seed"), int):
-                single["seed"] = request["seed"] + number  # the same seed would repeat the answer
-            singles.append(single)
-    return singles
+    seed = request.get("seed")
+    # The same seed would repeat the answer.
+    seeds = [{"seed": seed + number} if isinstance(seed, int) else {} for number in range(count)]
+    return [request | prompt | seeded for prompt in prompts for seeded in seeds]
 
 
 def _choices(request: dict[str, Any]) -> int:
-    count = request.get("n")
-    if count is None:
-        count = 1
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MAX_CHOICES:
-        raise InvalidRequestError.at("n", f"must be a whole number from 1 to {_MAX_CHOICES}")
+    count = integer(request, "n", 1, _MAX_CHOICES) or 1
     if (request.get("best_of") or 1) != 1 and request.get("best_of") != count:
         raise InvalidRequestError.at("best_of", "Ollama does not support it; leave it out")
     return count
 
 
-def _prompts(prompt: Any) -> list[str]:
-    prompts = prompt if isinstance(prompt, list) else [prompt]
-    for index, text in enumerate(prompts):
+def _texts(request: dict[str, Any], field: str) -> list[str]:
+    texts = request[field] if isinstance(request[field], list) else [request[field]]
+    for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InvalidRequestError.at(f"prompt[{index}]", "must be a text: Ollama does not accept tokens")
-    return prompts
+            raise InvalidRequestError.at(f"{field}[{index}]", "must be a text: Ollama does not accept tokens")
+    return texts
 
 
 def upstream_request(
@@ -137,15 +123,12 @@ def upstream_request(
     if service in STREAMED:
         body["stream"] = True
         _think(body, request, facts)
-    settings = _ollama_options(request)
-    if facts.num_ctx is not None:
-        settings.setdefault("num_ctx", facts.num_ctx)
-    if facts.num_thread is not None:
-        settings.setdefault("num_thread", facts.num_thread)
-    if settings:
+    if settings := {**facts.options, **_ollama_options(request)}:
         body["options"] = settings
-    _keep_alive(body, options)
-    return PATHS[service], request_json(body)
+    kept = keep_alive_value(body.get("keep_alive", options.keep_alive))
+    if kept != "":
+        body["keep_alive"] = kept
+    return f"/api/{service}", request_json(body)
 
 
 def _native_body(request: dict[str, Any]) -> dict[str, Any]:
@@ -157,21 +140,13 @@ def _translated(service: str, request: dict[str, Any]) -> dict[str, Any]:
     fields = (*_COMMON, *_OF_SERVICE[service])
     body = {field: request[field] for field in fields if request.get(field) is not None}
     if service == "embed":
-        body["input"] = _texts(request["input"])
+        body["input"] = _texts(request, "input")
         return body
     form = request.get("response_format")
     if form is not None:
         _format(body, form)
     _logprobs(body, request)
     return body
-
-
-def _texts(given: Any) -> list[str]:
-    texts = given if isinstance(given, list) else [given]
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidRequestError.at(f"input[{index}]", "must be a text: Ollama does not accept tokens")
-    return texts
 
 
 def _format(body: dict[str, Any], form: Any) -> None:
@@ -205,9 +180,7 @@ def _logprobs(body: dict[str, Any], request: dict[str, Any]) -> None:
 
 def _ollama_options(request: dict[str, Any]) -> dict[str, Any]:
     """Ollama's `options`: those of the request's top level, overridden by those in its own `options`."""
-    given = {} if request.get("options") is None else request["options"]
-    if not isinstance(given, dict):
-        raise InvalidRequestError.at("options", "must be an object")
+    given = optional(request, "options", dict) or {}
     settings: dict[str, Any] = {}
     for field in _OPTION_FIELDS:
         value = request.get(field)
@@ -263,10 +236,9 @@ def _tool_name(tool: Any) -> Any:
     return function.get("name") if isinstance(function, dict) else None
 
 
+@lru_cache(1024)
 def _warn_once(model: str, warning: str) -> None:
-    if (model, warning) not in _warned:
-        _warned.add((model, warning))
-        log.warning("%s: %s", model, warning)
+    log.warning("%s: %s", model, warning)
 
 
 def _think(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> None:
@@ -304,12 +276,3 @@ def _wanted_thinking(request: dict[str, Any]) -> tuple[str, bool | str | None]:
     template = request.get("chat_template_kwargs")
     enabled = template.get("enable_thinking") if isinstance(template, dict) else None
     return "chat_template_kwargs.enable_thinking", enabled if isinstance(enabled, bool) else None
-
-
-def _keep_alive(body: dict[str, Any], options: OllamaOptions) -> None:
-    """Set keep_alive. A text of digits becomes a number of seconds, since the server requires a unit in texts."""
-    value = body.get("keep_alive", options.keep_alive)
-    if isinstance(value, str):
-        value = int(value) if _SECONDS.fullmatch(value) else value
-    if value != "":
-        body["keep_alive"] = value

@@ -136,9 +136,10 @@ async def test_missing_capabilities_are_estimated_and_queried_again() -> None:
         found = {model.name: model for model in await models.all(client)}
         assert (found["some:8b"].kind, found["encoder:latest"].kind) == ("chat", "embed")
         assert found["encoder:latest"].capabilities.features == ("embedding",)
-        guessed = models.facts(found["some:8b"], native=False)
-        assert found["some:8b"].capabilities.context_length > 0
-        assert guessed.context_length is None, "an estimate is not a fact"
+        estimated = found["some:8b"].capabilities.context_length
+        assert estimated > 0
+        wanted = models_with(context_length=2 * estimated).facts(found["some:8b"], native=False)
+        assert wanted.options == {"num_ctx": 2 * estimated}, "an estimate is not a fact"
         await models.all(client)
         assert len(queried) == 4
 
@@ -150,19 +151,19 @@ async def test_configuration_overrides_the_server(shared_client: OllamaClient) -
     think = await models.get(shared_client, "think:8b")
     assert think.capabilities.features == ("completion", "tools")
     facts = models.facts(think, native=False)
-    assert (facts.context_length, facts.num_ctx) == (1234, 1234)
+    assert facts.options == {"num_ctx": 1234}
     tiny = models.facts(await models.get(shared_client, "tiny-chat"), native=True)
-    assert (tiny.name, tiny.context_length, tiny.num_ctx, tiny.native) == ("tiny-chat:latest", 777, 777, True)
+    assert (tiny.name, tiny.options, tiny.native) == ("tiny-chat:latest", {"num_ctx": 777}, True)
     tools = models.facts(await models.get(shared_client, "tools:7b"), native=False)
-    assert (tools.context_length, tools.num_ctx) == (32768, 9000)
+    assert tools.options == {"num_ctx": 9000}
     vision = models.facts(await models.get(shared_client, "vision:7b"), native=False)
-    assert (vision.context_length, vision.num_ctx) == (4096, 4096), "at most the model's context length"
+    assert vision.options == {"num_ctx": 4096}, "at most the model's context length"
 
 
 async def test_num_ctx_is_left_to_the_server_by_default(shared_client: OllamaClient) -> None:
     models = models_with()
     facts = models.facts(await models.get(shared_client, "think:8b"), native=False)
-    assert (facts.context_length, facts.num_ctx, facts.parameter_size) == (40960, None, "8.2B")
+    assert (facts.options, facts.parameter_size) == ({}, "8.2B")
 
 
 async def test_model_is_found_by_name_with_or_without_latest(
@@ -278,7 +279,7 @@ async def test_load_requests_the_same_context_as_calls(
     await models.load(attached, "tiny-chat")
     assert contract_server.bodies("/api/chat")[0]["options"] == {"num_ctx": 2048, "num_thread": 3}
     facts = models.facts(await models.get(attached, "tiny-chat"), native=False)
-    assert (facts.num_ctx, facts.num_thread) == (2048, 3)
+    assert facts.options == {"num_ctx": 2048, "num_thread": 3}
     [model] = await models.running(attached)
     assert model.loaded is not None
     assert model.loaded.context_length == 2048

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines.ollama import exchange
 from engine_plugin.engines.ollama.client import OllamaClient
+from engine_plugin.engines.ollama.exchange import Exchange
 from engine_plugin.engines.ollama.options import OllamaOptions
-from engine_plugin.speech.decoder import Decoder
 from engine_plugin.transport.http1 import Http1Client
 from tests.engines.ollama.contract.handle import ContractServer
 
@@ -39,20 +38,17 @@ class ServiceClient:
     def __init__(self, address: tuple[str, int]) -> None:
         self.http = Http1Client(address)
         self.client = OllamaClient(self.http)
-        self.decoder = Decoder(None, {})
         self.options = OllamaOptions()
 
     async def call(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
         """One unary answer."""
-        facts = facts or facts_of(request["model"])
-        return await exchange.call(self.client, service, request, facts, self.options, self.decoder)
+        return await self._exchange(service, request, facts).call(request)
 
     async def blocks(
         self, service: str, request: dict[str, Any], facts: ModelFacts | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The blocks of a stream."""
-        facts = facts or facts_of(request["model"])
-        async with exchange.stream(self.client, service, request, facts, self.options) as blocks:
+        async with self._exchange(service, request, facts).stream(request) as blocks:
             async for block in blocks:
                 yield block
 
@@ -60,6 +56,9 @@ class ServiceClient:
         """A whole stream."""
         async with aclosing(self.blocks(service, request, facts)) as blocks:
             return b"".join([block async for block in blocks])
+
+    def _exchange(self, service: str, request: dict[str, Any], facts: ModelFacts | None) -> Exchange:
+        return Exchange(self.client, service, facts or facts_of(request["model"]), self.options)
 
 
 @pytest_asyncio.fixture

@@ -11,10 +11,11 @@ from engine_plugin.transport.sse import event_data
 __all__ = ["chat", "chat_line", "data_of", "facts_of", "joined", "line"]
 
 
-def facts_of(name: str = "tiny-chat:latest", *features: str, native: bool = False, **more: Any) -> ModelFacts:
-    """Facts of a model; without `features` its features are unknown."""
-    known = {"context_length": None, "num_ctx": None, "parameter_size": ""} | more
-    return ModelFacts(name, "chat", frozenset(features), native=native, **known)
+def facts_of(
+    name: str = "tiny-chat:latest", *features: str, native: bool = False, parameter_size: str = "", **options: int
+) -> ModelFacts:
+    """Facts of a model; without `features` its features are unknown. `options` are `num_ctx` and `num_thread`."""
+    return ModelFacts(name, frozenset(features), parameter_size, options, native)
 
 
 def chat(content: Any = "hello", model: str = "tiny-chat:latest", **more: Any) -> dict[str, Any]:

@@ -12,23 +12,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.engines.ollama.answers import openai_answer, openai_embeddings, timings, usage
-from engine_plugin.engines.ollama.lines import CollectedAnswer
-from engine_plugin.engines.ollama.native import native_answer
+from engine_plugin.engines.ollama.lines import Delta, whole_answer
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
-def completion(service: str, *collected: CollectedAnswer, **request: Any) -> dict[str, Any]:
-    shape: dict[str, Any] = json.loads(openai_answer(service, collected, {"model": "m"} | request))
+def completion(service: str, *wholes: dict[str, Any], **request: Any) -> dict[str, Any]:
+    shape: dict[str, Any] = json.loads(openai_answer(service, wholes, {"model": "m"} | request))
     return shape
+
+
+def collected(service: str, last: dict[str, Any], *texts: str) -> dict[str, Any]:
+    """The whole answer of lines with these texts."""
+    return whole_answer(service, last, [Delta(text, "") for text in texts])
 
 
 def test_chat_answer_has_all_openai_fields() -> None:
     call = {"function": {"name": "look", "arguments": {"a": 1}}}
     logprob = {"token": "a", "logprob": -1.5, "bytes": [97]}
     last = {"done_reason": "stop", "prompt_eval_count": 2, "eval_count": 3}
-    answer = completion("chat", CollectedAnswer(["a", "b"], ["c", "d"], [call], [logprob], last))
+    deltas = [Delta("a", "c", [call]), Delta("b", "d", logprobs=[logprob])]
+    answer = completion("chat", whole_answer("chat", last, deltas))
     [choice] = answer["choices"]
     [converted] = choice["message"].pop("tool_calls")
     assert converted.pop("id").startswith("call_")
@@ -45,7 +50,7 @@ def test_chat_answer_has_all_openai_fields() -> None:
 
 
 def test_completion_of_several_prompts_counts_each_prompt_once() -> None:
-    first, second = (CollectedAnswer([text], last={"prompt_eval_count": 2, "eval_count": 1}) for text in "ab")
+    first, second = (collected("generate", {"prompt_eval_count": 2, "eval_count": 1}, text) for text in "ab")
     answer = completion("generate", first, first, second, second, n=2)
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
         (0, "a"), (1, "a"), (2, "b"), (3, "b")
@@ -66,7 +71,7 @@ def test_completion_of_several_prompts_counts_each_prompt_once() -> None:
 def test_think_tags_are_split_unless_raw_or_json(
     request_has: dict[str, Any], thinking: str | None, content: str
 ) -> None:
-    [choice] = completion("generate", CollectedAnswer(["hm</th", "ink>yes"]), **request_has)["choices"]
+    [choice] = completion("generate", collected("generate", {}, "hm</th", "ink>yes"), **request_has)["choices"]
     assert (choice.get("reasoning_content"), choice["text"]) == (thinking, content)
 
 
@@ -74,7 +79,7 @@ def test_think_tags_are_split_unless_raw_or_json(
     ("reason", "wanted"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")]
 )
 def test_finish_reason(reason: str | None, wanted: str) -> None:
-    [choice] = completion("chat", CollectedAnswer(last={"done_reason": reason}))["choices"]
+    [choice] = completion("chat", collected("chat", {"done_reason": reason}))["choices"]
     assert choice["finish_reason"] == wanted
     assert choice["message"] == {"role": "assistant", "content": ""}
 
@@ -82,7 +87,8 @@ def test_finish_reason(reason: str | None, wanted: str) -> None:
 def test_native_answer_is_last_line_with_all_texts() -> None:
     call = {"function": {"name": "look", "arguments": {}}}
     last = {"model": "m", "message": {"role": "assistant", "content": "b", "new": 1}, "done": True, "eval_count": 3}
-    assert json.loads(native_answer("chat", CollectedAnswer(["a", "b"], ["c"], [call], [{"token": "a"}], last))) == {
+    deltas = [Delta("a", "c", [call]), Delta("b", "", logprobs=[{"token": "a"}])]
+    assert whole_answer("chat", last, deltas) == {
         "model": "m",
         "message": {"role": "assistant", "content": "ab", "new": 1, "thinking": "c", "tool_calls": [call]},
         "done": True,
@@ -90,7 +96,7 @@ def test_native_answer_is_last_line_with_all_texts() -> None:
         "logprobs": [{"token": "a"}],
     }
     last = {"model": "m", "response": "", "done": True, "context": [1]}
-    assert json.loads(native_answer("generate", CollectedAnswer(["a", "b"], last=last))) == last | {"response": "ab"}
+    assert collected("generate", last, "a", "b") == last | {"response": "ab"}
 
 
 def test_count_without_duration_has_speed_zero() -> None:

@@ -14,6 +14,7 @@ from engine_plugin.engines.ollama import transcription
 from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, UnsupportedError
 from engine_plugin.messages import BidiMessage
+from engine_plugin.speech.decoder import Decoder
 from engine_plugin.transport.http1 import Http1Client
 from tests.patience import LIMIT
 from tests.speech.sounds import encoded, silence, speech, wav
@@ -32,11 +33,12 @@ SAMPLES = silence(1.6)
 RECORDING = base64.b64encode(wav(SAMPLES)).decode()
 AUDIO = facts_of("audio:latest", "completion", "audio")
 PATH = "/v1/audio/transcriptions"
+DECODER = Decoder(None, {})
 
 
 async def transcribed(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
     request = {"model": "audio:latest", "audio": audio, **more}
-    shape: dict[str, Any] = json.loads(await ask.call("speech-to-text", request, AUDIO))
+    shape: dict[str, Any] = json.loads(await transcription.transcribe(ask.client, request, AUDIO, DECODER))
     return shape
 
 
@@ -69,7 +71,7 @@ async def test_unusable_recordings_are_rejected(ask: ServiceClient) -> None:
         await transcribed(ask, "!!!")
     request = {"model": "missing:latest", "audio": RECORDING}
     with pytest.raises(ModelNotFoundError):
-        await ask.call("speech-to-text", request, facts_of("missing:latest"))
+        await transcription.transcribe(ask.client, request, facts_of("missing:latest"), DECODER)
 
 
 async def test_server_without_transcription_needs_an_upgrade(ask: ServiceClient) -> None:
@@ -84,7 +86,7 @@ async def test_server_without_transcription_needs_an_upgrade(ask: ServiceClient)
     try:
         request = {"model": "audio:latest", "audio": RECORDING}
         with pytest.raises(UnsupportedError, match="Upgrade it"):
-            await transcription.transcribe(OllamaClient(http), request, AUDIO, ask.decoder)
+            await transcription.transcribe(OllamaClient(http), request, AUDIO, DECODER)
     finally:
         http.close()
         old.close()
@@ -120,7 +122,7 @@ class LiveSession:
         async with (
             asyncio.timeout(LIMIT),
             aclosing(self._messages(model)) as messages,
-            transcription.converse(self.use, "", messages, self._ask.decoder) as answers,
+            transcription.converse(self.use, "", messages, DECODER) as answers,
         ):
             async for answer in answers:
                 yield json.loads(answer.data)
