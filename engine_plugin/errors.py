@@ -36,7 +36,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from engine_plugin.redaction import redacted
+from engine_plugin.redaction import sendable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,8 +111,8 @@ class EnginePluginError(Exception):
 
     @property
     def message(self) -> str:
-        """The redacted text, for the wire, logs and terminals."""
-        return redacted(str(self))
+        """The text for the wire, logs and terminals: without secrets, and valid UTF-8."""
+        return sendable(str(self))
 
     @property
     def reason(self) -> str:
@@ -138,7 +138,7 @@ def _compact(fields: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> str | int | float | bool:
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    text = redacted(str(value)).encode("utf-8", "replace").decode()
+    text = sendable(str(value))
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 

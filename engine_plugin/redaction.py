@@ -12,7 +12,7 @@ import re
 from collections import OrderedDict
 from urllib.parse import quote, quote_plus
 
-__all__ = ["RedactingFormatter", "entered", "redacted"]
+__all__ = ["RedactingFormatter", "entered", "redacted", "sendable"]
 
 _MARK = "***"
 _INVISIBLE = "\ufeff\u200b\u2060"
@@ -97,6 +97,11 @@ def redacted(text: str) -> str:
     for form, replacement in _FORMS:
         text = form.sub(replacement, text)
     return text
+
+
+def sendable(text: str) -> str:
+    """`text` without secrets, and as valid UTF-8: it may quote a path in an unknown encoding."""
+    return redacted(text).encode("utf-8", "replace").decode()
 
 
 class RedactingFormatter(logging.Formatter):

@@ -10,9 +10,9 @@ import asyncio
 import errno
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import disk_reason
@@ -28,7 +28,7 @@ from engine_plugin.jsontext import write_json
 from engine_plugin.messages import BidiMessage
 from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.protocol.stubs import provider_pb2 as pb
-from engine_plugin.redaction import redacted
+from engine_plugin.redaction import sendable
 from engine_plugin.server.hosts import Host
 from engine_plugin.server.payloads import model_name, model_names, pull_request
 from engine_plugin.server.seam import HostGone, RpcError, Status, bind
@@ -36,6 +36,8 @@ from engine_plugin.system.limits import NO_FILES, files_in_use
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from google.protobuf.message import Message
 
     from engine_plugin.models.store import ModelInfo
     from engine_plugin.plugin import Plugin
@@ -45,35 +47,43 @@ __all__ = ["OK", "ProviderServicer", "provider_service"]
 
 log = logging.getLogger(__name__)
 
-Response = TypeVar("Response", bound=Message)
-
 OK = 200
 
 _REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """A read-only or full file system, or one without permission: no fault of the plugin, so no traceback is logged."""
 
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["ProviderService"]
+
+
 def provider_service(plugin: Plugin, host: Host | None = None) -> RpcService:
     """ProviderService for an RpcServer, with what `host` needs beyond the contract."""
-    return bind(pb.DESCRIPTOR.services_by_name["ProviderService"], ProviderServicer(plugin, host or Host()))
+    return bind(_SERVICE, ProviderServicer(plugin, host or Host()))
 
 
-def _sendable(text: str) -> str:
-    """`text` without secrets, and as valid UTF-8: it may quote a path in an unknown encoding."""
-    return redacted(text).encode("utf-8", "replace").decode()
+def _unary(
+    work: Callable[[ProviderServicer, Any], Awaitable[dict[str, Any] | None]],
+) -> Callable[[ProviderServicer, Any, Call], Awaitable[Message]]:
+    """A unary rpc: `work` returns the response's fields beside code and message (or `message` itself), or raises.
+
+    A failure that the host cannot handle has code 0 and keeps its message.
+    """
+    rpc = work.__name__
+    response = GetMessageClass(_SERVICE.methods_by_name[rpc].output_type)
+
+    async def answer(self: ProviderServicer, request: Any, call: Call) -> Message:
+        return await self._answer(rpc, response, call, work(self, request))
+
+    return answer
 
 
 def _told(failure: EnginePluginError) -> dict[str, Any]:
     """The fields of a response that describe the error."""
-    return {"code": failure.code, "message": _sendable(failure.message)}
-
-
-def _dump(shape: Any) -> bytes:
-    return write_json(shape)
+    return {"code": failure.code, "message": failure.message}
 
 
 def _models(models: Sequence[ModelInfo]) -> dict[str, Any]:
-    return {"response_json": _dump({"models": [model.to_wire() for model in models]})}
+    return {"response_json": write_json({"models": [model.to_wire() for model in models]})}
 
 
 _LEAVE_TAKING = 2.0
@@ -89,20 +99,16 @@ class ProviderServicer:
         self._unavailable: dict[str, str] = {}
         """The last message of each rpc that found the engine unavailable; removed when it succeeds."""
 
-    async def GetManifest(self, _request: pb.GetManifestRequest, call: Call) -> pb.GetManifestResponse:
-        async def work() -> dict[str, Any]:
-            return {"manifest_json": await self._plugin.manifest_json()}
-
-        return await self._answer(pb.GetManifestResponse, "GetManifest", call, work)
+    @_unary
+    async def GetManifest(self, _request: pb.GetManifestRequest) -> dict[str, Any]:
+        return {"manifest_json": await self._plugin.manifest_json()}
 
     # Services
 
-    async def InvokeService(self, request: pb.InvokeServiceRequest, call: Call) -> pb.InvokeServiceResponse:
-        async def work() -> dict[str, Any]:
-            answer = await self._plugin.invoke(request.service_name, request.request_data)
-            return {"response_data": self._host.answer(request.service_name, answer)}
-
-        return await self._answer(pb.InvokeServiceResponse, "InvokeService", call, work)
+    @_unary
+    async def InvokeService(self, request: pb.InvokeServiceRequest) -> dict[str, Any]:
+        answer = await self._plugin.invoke(request.service_name, request.request_data)
+        return {"response_data": self._host.answer(request.service_name, answer)}
 
     async def InvokeServiceStream(self, request: pb.InvokeServiceRequest, call: Call) -> None:
         response = pb.InvokeServiceStreamResponse
@@ -114,7 +120,7 @@ class ProviderServicer:
                     if events := self._host.events(request.service_name, chunk):
                         await call.send(response(code=OK, chunk_data=events))
         except DeadlineError as error:
-            raise self._ended(Status.DEADLINE_EXCEEDED, error) from error
+            raise RpcError.of(Status.DEADLINE_EXCEEDED, self._placed(error)) from error
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             failure = self._failure(error, "InvokeServiceStream")
             call.end_with(failure.metadata)
@@ -144,7 +150,7 @@ class ProviderServicer:
                         )
                     )
         except DeadlineError as error:
-            raise self._ended(Status.DEADLINE_EXCEEDED, error) from error
+            raise RpcError.of(Status.DEADLINE_EXCEEDED, self._placed(error)) from error
         except RpcError:  # the bytes are not a valid message
             raise
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
@@ -158,12 +164,10 @@ class ProviderServicer:
 
     # Health and status
 
-    async def HealthCheck(self, _request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
-        async def work() -> dict[str, Any]:
-            health = await self._plugin.health()
-            return {"message": f"{health.state.value}: {health.detail}"}
-
-        return await self._answer(pb.HealthCheckResponse, "HealthCheck", call, work)
+    @_unary
+    async def HealthCheck(self, _request: pb.HealthCheckRequest) -> dict[str, Any]:
+        health = await self._plugin.health()
+        return {"message": f"{health.state.value}: {health.detail}"}
 
     async def GetOperateStatus(
         self, _request: pb.GetOperateStatusRequest, _call: Call
@@ -174,82 +178,74 @@ class ProviderServicer:
         try:
             self._plugin.set_status(request.status)
         except InvalidRequestError as error:  # this response has no code field
-            raise self._ended(Status.INVALID_ARGUMENT, error) from error
+            raise RpcError.of(Status.INVALID_ARGUMENT, self._placed(error)) from error
         return pb.SetOperateStatusResponse()
 
     # Authentication: only plugins of remote providers have any
 
-    async def SetAuth(self, _request: pb.SetAuthRequest, call: Call) -> pb.SetAuthResponse:
-        return await self._answer(pb.SetAuthResponse, "SetAuth", call, self._no_auth)
+    @_unary
+    async def SetAuth(self, _request: pb.SetAuthRequest) -> None:
+        self._refuse_auth()
 
-    async def ValidateAuth(self, _request: pb.ValidateAuthRequest, call: Call) -> pb.ValidateAuthResponse:
-        return await self._answer(pb.ValidateAuthResponse, "ValidateAuth", call, self._no_auth)
+    @_unary
+    async def ValidateAuth(self, _request: pb.ValidateAuthRequest) -> None:
+        self._refuse_auth()
 
-    async def RefreshAuth(self, _request: pb.RefreshAuthRequest, call: Call) -> pb.RefreshAuthResponse:
-        return await self._answer(pb.RefreshAuthResponse, "RefreshAuth", call, self._no_auth)
+    @_unary
+    async def RefreshAuth(self, _request: pb.RefreshAuthRequest) -> None:
+        self._refuse_auth()
 
-    async def _no_auth(self) -> None:
+    def _refuse_auth(self) -> NoReturn:
         name = self._plugin.manifest.provider.name
         raise UnsupportedError(f"{name} runs a local engine, which needs no authentication; only remote plugins do")
 
     # The engine's state and software
 
-    async def StartEngine(self, request: pb.StartEngineRequest, call: Call) -> pb.StartEngineResponse:
-        return await self._answer(
-            pb.StartEngineResponse, "StartEngine", call, lambda: self._plugin.start(request.mode)
-        )
+    @_unary
+    async def StartEngine(self, request: pb.StartEngineRequest) -> None:
+        await self._plugin.start(request.mode)
 
-    async def StopEngine(self, _request: pb.StopEngineRequest, call: Call) -> pb.StopEngineResponse:
-        return await self._answer(pb.StopEngineResponse, "StopEngine", call, self._plugin.stop)
+    @_unary
+    async def StopEngine(self, _request: pb.StopEngineRequest) -> None:
+        await self._plugin.stop()
 
-    async def GetConfig(self, _request: pb.GetConfigRequest, call: Call) -> pb.GetConfigResponse:
-        async def work() -> dict[str, Any]:
-            return {
-                "config_json": _dump({**dict.fromkeys(EngineConfig.__annotations__, ""), **self._plugin.config()})
-            }
+    @_unary
+    async def GetConfig(self, _request: pb.GetConfigRequest) -> dict[str, Any]:
+        return {
+            "config_json": write_json({**dict.fromkeys(EngineConfig.__annotations__, ""), **self._plugin.config()})
+        }
 
-        return await self._answer(pb.GetConfigResponse, "GetConfig", call, work)
+    @_unary
+    async def CheckEngine(self, _request: pb.CheckEngineRequest) -> dict[str, Any]:
+        check = await self._plugin.check()
+        return {"installed": check.installed, "message": check.detail}
 
-    async def CheckEngine(self, _request: pb.CheckEngineRequest, call: Call) -> pb.CheckEngineResponse:
-        async def work() -> dict[str, Any]:
-            check = await self._plugin.check()
-            return {"installed": check.installed, "message": check.detail}
+    @_unary
+    async def InstallEngine(self, request: pb.InstallEngineRequest) -> dict[str, Any]:
+        return {"message": await self._plugin.install(cover=request.cover)}
 
-        return await self._answer(pb.CheckEngineResponse, "CheckEngine", call, work)
+    @_unary
+    async def InitEnv(self, _request: pb.InitEnvRequest) -> None:
+        await self._plugin.init_env()
 
-    async def InstallEngine(self, request: pb.InstallEngineRequest, call: Call) -> pb.InstallEngineResponse:
-        async def work() -> dict[str, Any]:
-            return {"message": await self._plugin.install(cover=request.cover)}
+    @_unary
+    async def UpgradeEngine(self, _request: pb.UpgradeEngineRequest) -> dict[str, Any]:
+        return {"message": await self._plugin.upgrade()}
 
-        return await self._answer(pb.InstallEngineResponse, "InstallEngine", call, work)
-
-    async def InitEnv(self, _request: pb.InitEnvRequest, call: Call) -> pb.InitEnvResponse:
-        return await self._answer(pb.InitEnvResponse, "InitEnv", call, self._plugin.init_env)
-
-    async def UpgradeEngine(self, _request: pb.UpgradeEngineRequest, call: Call) -> pb.UpgradeEngineResponse:
-        async def work() -> dict[str, Any]:
-            return {"message": await self._plugin.upgrade()}
-
-        return await self._answer(pb.UpgradeEngineResponse, "UpgradeEngine", call, work)
-
-    async def GetVersion(self, _request: pb.GetVersionRequest, call: Call) -> pb.GetVersionResponse:
-        async def work() -> dict[str, Any]:
-            return {"response_json": _dump({"version": await self._plugin.version()})}
-
-        return await self._answer(pb.GetVersionResponse, "GetVersion", call, work)
+    @_unary
+    async def GetVersion(self, _request: pb.GetVersionRequest) -> dict[str, Any]:
+        return {"response_json": write_json({"version": await self._plugin.version()})}
 
     # Models
 
-    async def PullModel(self, request: pb.PullModelRequest, call: Call) -> pb.PullModelResponse:
-        async def work() -> dict[str, Any]:
-            wanted = pull_request(request.request_json)
-            async with self._plugin.pull_model(wanted) as events:
-                async for event in events:
-                    if isinstance(event, Success):
-                        return {"response_json": progress_json(event)}
-            raise EnginePluginError("the pull ended without a result")
-
-        return await self._answer(pb.PullModelResponse, "PullModel", call, work)
+    @_unary
+    async def PullModel(self, request: pb.PullModelRequest) -> dict[str, Any]:
+        wanted = pull_request(request.request_json)
+        async with self._plugin.pull_model(wanted) as events:
+            async for event in events:
+                if isinstance(event, Success):
+                    return {"response_json": progress_json(event)}
+        raise EnginePluginError("the pull ended without a result")
 
     async def PullModelStream(self, request: pb.PullModelStreamRequest, call: Call) -> None:
         response = pb.PullModelStreamResponse
@@ -263,72 +259,56 @@ class ProviderServicer:
             failure = self._failure(error, "PullModelStream")
             call.end_with(failure.metadata)
             told = _told(failure)
-            await call.send(response(data=_dump({"error": told["message"]})))  # for a host that reads only data
+            await call.send(response(data=write_json({"error": told["message"]})))  # for a host that reads only data
             await asyncio.sleep(self._host.last_pause)
             await call.send(response(**told, data=progress_json(Error(told["message"], failure.code))))
 
-    async def DeleteModel(self, request: pb.DeleteModelRequest, call: Call) -> pb.DeleteModelResponse:
-        async def work() -> None:
-            await self._plugin.delete_model(model_name(request.request_json))
+    @_unary
+    async def DeleteModel(self, request: pb.DeleteModelRequest) -> None:
+        await self._plugin.delete_model(model_name(request.request_json))
 
-        return await self._answer(pb.DeleteModelResponse, "DeleteModel", call, work)
+    @_unary
+    async def ListModels(self, _request: pb.ListModelsRequest) -> dict[str, Any]:
+        return _models(self._host.listed(await self._plugin.list_models()))
 
-    async def ListModels(self, _request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        async def work() -> dict[str, Any]:
-            return _models(self._host.listed(await self._plugin.list_models()))
+    @_unary
+    async def LoadModel(self, request: pb.LoadModelRequest) -> None:
+        await self._plugin.load_model(model_name(request.request_json))
 
-        return await self._answer(pb.ListModelsResponse, "ListModels", call, work)
+    @_unary
+    async def UnloadModel(self, request: pb.UnloadModelRequest) -> None:
+        names = model_names(request.request_json)
+        # The answer comes when every model is unloaded or has failed; the first failure is reported, those that
+        # the host does not handle last.
+        ends = await asyncio.gather(*map(self._plugin.unload_model, names), return_exceptions=True)
+        for failed in sorted(filter(None, ends), key=lambda end: self._host.tolerates("UnloadModel", end)):
+            raise failed
 
-    async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:
-        async def work() -> None:
-            await self._plugin.load_model(model_name(request.request_json))
-
-        return await self._answer(pb.LoadModelResponse, "LoadModel", call, work)
-
-    async def UnloadModel(self, request: pb.UnloadModelRequest, call: Call) -> pb.UnloadModelResponse:
-        async def work() -> None:
-            names = model_names(request.request_json)
-            # The answer comes when every model is unloaded or has failed; the first failure is reported, those that
-            # the host does not handle last.
-            ends = await asyncio.gather(*map(self._plugin.unload_model, names), return_exceptions=True)
-            for failed in sorted(filter(None, ends), key=lambda end: self._host.tolerates("UnloadModel", end)):
-                raise failed
-
-        return await self._answer(pb.UnloadModelResponse, "UnloadModel", call, work)
-
-    async def GetRunningModels(self, _request: pb.GetRunningModelsRequest, call: Call) -> pb.GetRunningModelsResponse:
-        async def work() -> dict[str, Any]:
-            return _models(await self._plugin.running_models())
-
-        return await self._answer(pb.GetRunningModelsResponse, "GetRunningModels", call, work)
+    @_unary
+    async def GetRunningModels(self, _request: pb.GetRunningModelsRequest) -> dict[str, Any]:
+        return _models(await self._plugin.running_models())
 
     # How every rpc ends
 
     async def _answer(
-        self, response: type[Response], where: str, call: Call, work: Callable[[], Awaitable[dict[str, Any] | None]]
-    ) -> Response:
-        """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself).
-
-        A failure that the host cannot handle has code 0 and keeps its message.
-        """
+        self, rpc: str, response: type[Message], call: Call, work: Awaitable[dict[str, Any] | None]
+    ) -> Message:
         try:
-            fields = await work() or {}
+            fields = await work or {}
         # The outermost handler: the plugin answers and goes on, whatever was raised.
         except (Exception, asyncio.CancelledError) as error:
-            failure = self._failure(error, where)
-            if self._host.tolerates(where, error):
-                log.warning(
-                    "%s failed; %s gets code 0, since it cannot handle a failure here", where, self._host.name
-                )
-                return response(message=_sendable(failure.message))
+            failure = self._failure(error, rpc)
+            if self._host.tolerates(rpc, error):
+                log.warning("%s failed; %s gets code 0, since it cannot handle a failure here", rpc, self._host.name)
+                return response(message=failure.message)
             call.end_with(failure.metadata)
             return response(**_told(failure))
-        self._unavailable.pop(where, None)
-        message = _sendable(fields.pop("message", "ok"))
+        self._unavailable.pop(rpc, None)
+        message = sendable(fields.pop("message", "ok"))
         return response(code=OK, message=message, **fields)
 
     def _refusal(self, error: EnginePluginError, where: str) -> None:
-        message = _sendable(error.message)
+        message = error.message
         # Hosts poll a stopped plugin: only a change is logged.
         again = error.code == UnavailableError.code and self._unavailable.get(where) == message
         self._unavailable[where] = message
@@ -364,10 +344,6 @@ class ProviderServicer:
         """The error, with the engine's name in its fields."""
         error.fields.setdefault("engine", self._plugin.manifest.engine_name)
         return error
-
-    def _ended(self, status: Status, error: EnginePluginError) -> RpcError:
-        """The gRPC status for an error."""
-        return RpcError.of(status, self._placed(error))
 
 
 async def _messages(
