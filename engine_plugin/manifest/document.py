@@ -3,8 +3,8 @@
 A manifest needs only a part of YAML: mappings, lists and scalars of the YAML 1.2 core schema (so `yes`, `on` and
 `1:30` are text, as for a host written in Go). Anchors are ignored; aliases, merge keys, tags and a second document
 are errors, because an alias can expand a small file without bound, and none of them makes a manifest clearer. The
-data is built from parser events with an explicit stack, so that nesting cannot exhaust the interpreter's stack. The
-same parser reads JSON, which is a subset except for surrogate escapes.
+data is built from parser events, so that the depth is bounded before anything recurses. The same parser reads JSON,
+which is a subset except for surrogate escapes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import re
 import stat
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import yaml
 
 from engine_plugin.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["INVALID", "MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "KeyPath", "Source", "read_document"]
@@ -75,70 +75,54 @@ class Source:
         return Problem(self.file, self.line(path), what, fix, severity)
 
 
+class _UnusableError(Exception):
+    """The file cannot be used, or the rest of it cannot be read. Has the line, what is wrong, and the fix."""
+
+    def __init__(self, line: int, what: str, fix: str) -> None:
+        super().__init__(line, what, fix)
+
+
 def read_document(path: Path) -> tuple[Source, Any, list[Problem]]:
     """Read `path` into plain data. The data is INVALID if the file cannot be used at all. Never raises."""
-    file = str(path)
-    text = _read_text(path)
-    if isinstance(text, Problem):
-        return Source(file, {}), INVALID, [text]
-    builder = _Builder(file)
-    events: Any = yaml.parse(text, Loader=_LOADER)
+    reader = _Reader(str(path))
     try:
-        with closing(events):
-            for event in events:
-                builder.feed(event)
-    except _UnreadableError:
-        builder.root = INVALID
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # The pure Python parser raises ValueError and OverflowError for bad escapes and directives.
-        builder.problems.append(_syntax_problem(file, text, error))
-        builder.root = INVALID
-    source = Source(file, builder.lines, builder.written)
-    if builder.root is None:
-        builder.problems.append(
-            Problem(file, 0, "the file is empty", 'Begin with version: "1.0" and a provider: section')
-        )
-        builder.root = INVALID
-    elif builder.root is not INVALID and not isinstance(builder.root, dict):
-        builder.problems.append(source.problem((), "the file is not a mapping", 'Begin with version: "1.0"'))
-        builder.root = INVALID
-    return source, builder.root, builder.problems
+        data = reader.read(_read_text(path))
+    except _UnusableError as error:
+        reader.complain(*error.args)
+        data = INVALID
+    return Source(reader.file, reader.lines, reader.written), data, reader.problems
 
 
-def _read_text(path: Path) -> str | Problem:
-    """Return the file's text, or the problem that prevents reading it."""
-    file = str(path)
+def _read_text(path: Path) -> str:
+    """Return the file's text. Raises _UnusableError."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return Problem(file, 0, "this is not a regular file", "Name the plugin.yaml file itself")
+            raise _UnusableError(0, "this is not a regular file", "Name the plugin.yaml file itself")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        return Problem(file, 0, f"the file cannot be read: {reason}", "Check its path and permissions")
+        raise _UnusableError(0, f"the file cannot be read: {reason}", "Check its path and permissions") from error
     if len(data) > MAX_BYTES:
-        return Problem(
-            file,
-            0,
-            "the file is larger than 1 MiB",
-            "Check that this is the right file: a manifest has a few kilobytes",
-        )
+        fix = "Check that this is the right file: a manifest has a few kilobytes"
+        raise _UnusableError(0, "the file is larger than 1 MiB", fix)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        return Problem(file, line, "the file is not UTF-8", "Save it in the encoding UTF-8")
+        raise _UnusableError(line, "the file is not UTF-8", "Save it in the encoding UTF-8") from error
     if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
         line = text.count("\n", 0, found.start()) + 1
         what = f"the file contains a control character (U+{ord(found[0]):04X})"
-        return Problem(file, line, what, "Remove it, or write it as an escape in double quotes")
+        raise _UnusableError(line, what, "Remove it, or write it as an escape in double quotes")
     return text
 
 
-def _syntax_problem(file: str, text: str, error: Exception) -> Problem:
-    """Convert a parser's error into a problem at the line to correct."""
+def _syntax_error(text: str, error: Exception) -> _UnusableError:
+    """Convert a parser's error, with the line to correct."""
     if not isinstance(error, yaml.MarkedYAMLError):
-        return Problem(file, 0, f"not valid YAML: {error}", "Check escapes and directives (lines that begin with %)")
+        fix = "Check escapes and directives (lines that begin with %)"
+        return _UnusableError(0, f"not valid YAML: {error}", fix)
     mark = error.problem_mark
     lines = text.rstrip().splitlines()
     if error.context_mark and (mark is None or mark.line >= len(lines)):
@@ -147,136 +131,140 @@ def _syntax_problem(file: str, text: str, error: Exception) -> Problem:
     fix = "Check the indentation, colons, brackets and quotes here and just above"
     if 0 < line <= len(lines) and "\t" in lines[line - 1]:
         fix = "Indent with spaces, not with tabs"
-    return Problem(file, line, f"not valid YAML: {error.problem or 'syntax error'}", fix)
+    return _UnusableError(line, f"not valid YAML: {error.problem or 'syntax error'}", fix)
 
 
-class _UnreadableError(Exception):
-    """The rest of the file cannot be read; the reason is among the builder's problems."""
-
-
-@dataclass(slots=True)
-class _Frame:
-    """A mapping or list under construction."""
-
-    path: KeyPath
-    items: dict[str, Any] | list[Any]
-    key: str | None = None
-    keep: bool = True
-
-
-class _Builder:
-    """Builds plain data from parser events."""
+class _Reader:
+    """Builds plain data from parser events. Its recursion is as deep as the values, at most MAX_DEPTH."""
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.root: Any = None
         self.lines: dict[KeyPath, int] = {}
         self.written: dict[KeyPath, str] = {}
         self.problems: list[Problem] = []
-        self._stack: list[_Frame] = []
-        self._documents = 0
+        self._events: Any = iter(())
         self._values = 0
 
-    def feed(self, event: yaml.Event) -> None:
-        """Process the next event. Raises _UnreadableError."""
-        line = event.start_mark.line + 1 if event.start_mark else 0
-        if isinstance(event, yaml.CollectionEndEvent):
-            self._stack.pop()
-        elif isinstance(event, yaml.DocumentStartEvent):
-            self._documents += 1
-            if self._documents > 1:
-                self._stop(line, "the file has a second document", "Keep one document: remove the line ---")
-        elif isinstance(event, yaml.NodeEvent):
-            self._node(event, line)
-
-    def _complain(self, line: int, what: str, fix: str) -> None:
+    def complain(self, line: int, what: str, fix: str) -> None:
+        """Report a problem."""
         self.problems.append(Problem(self.file, line, what, fix))
 
-    def _stop(self, line: int, what: str, fix: str) -> NoReturn:
-        self._complain(line, what, fix)
-        raise _UnreadableError
+    def read(self, text: str) -> dict[str, Any]:
+        """Return the mapping of the file's only document. Raises _UnusableError."""
+        self._events = yaml.parse(text, Loader=_LOADER)
+        with closing(self._events):
+            try:
+                data = self._document()
+            except (yaml.YAMLError, ValueError, OverflowError) as error:
+                # The pure Python parser raises ValueError and OverflowError for bad escapes and directives.
+                raise _syntax_error(text, error) from error
+        if data is None:
+            raise _UnusableError(0, "the file is empty", 'Begin with version: "1.0" and a provider: section')
+        if not isinstance(data, dict):
+            raise _UnusableError(self.lines[()], "the file is not a mapping", 'Begin with version: "1.0"')
+        return data
 
-    def _node(self, event: yaml.NodeEvent, line: int) -> None:
-        self._values += 1
-        if self._values > MAX_VALUES:
-            self._stop(line, f"the file has more than {MAX_VALUES} values", "Remove unused sections")
-        frame = self._stack[-1] if self._stack else None
-        if frame and isinstance(frame.items, dict) and frame.key is None:
-            self._key(frame, frame.items, event, line)
-            return
-        path = _place(frame)
+    def _document(self) -> Any:
+        data = None
+        documents = 0
+        for event in self._events:
+            if isinstance(event, yaml.NodeEvent):
+                data = self._node(event, ())
+            elif isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    what = "the file has a second document"
+                    raise _UnusableError(_line(event), what, "Keep one document: remove the line ---")
+        return data
+
+    def _node(self, event: yaml.NodeEvent, path: KeyPath) -> Any:
+        line = self._counted(event)
         self.lines.setdefault(path, line)
-        value = self._value(event, line)
-        if isinstance(event, yaml.ScalarEvent) and isinstance(value, int | float):
-            self.written.setdefault(path, event.value)
-        if frame is None:
-            self.root = value
-        elif isinstance(frame.items, list):
-            frame.items.append(value)
-        else:
-            if frame.keep and frame.key is not None:
-                frame.items[frame.key] = value
-            frame.key = None
-        if isinstance(event, yaml.CollectionStartEvent):
-            if len(self._stack) == MAX_DEPTH:
-                self._stop(line, f"values are nested more than {MAX_DEPTH} deep", "Make the structure flatter")
-            self._stack.append(_Frame(path, value))
-
-    def _key(self, frame: _Frame, items: dict[str, Any], event: yaml.NodeEvent, line: int) -> None:
-        if not isinstance(event, yaml.ScalarEvent):
-            self._stop(line, "a key is not a scalar", "Write each key as a word before a colon")
-        self._check_scalar(event, line)
-        key = event.value
-        path = (*frame.path, key)
-        frame.key, frame.keep = key, True
-        if key == "<<" and event.implicit[0]:
-            self._complain(line, "merge keys (<<) are not supported", "Write the merged keys out")
-            frame.keep = False
-        elif key in items:
-            what = f"duplicate key {key!r}, first defined in line {self.lines[path]}"
-            self._complain(line, what, "Remove one of the two")
-            frame.keep = False
-        else:
-            self.lines[path] = line
-
-    def _value(self, event: yaml.NodeEvent, line: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
-            self._complain(line, f"the alias *{event.anchor} is not supported", "Write the value out")
+            self.complain(line, f"the alias *{event.anchor} is not supported", "Write the value out")
             return INVALID
         if isinstance(event, yaml.ScalarEvent):
-            if not self._check_scalar(event, line):
-                return INVALID
-            value = _scalar(event.value) if event.implicit[0] else event.value
-            if isinstance(value, float) and not math.isfinite(value):
-                self._complain(line, f"{event.value[:40]} is not a finite number", "Write a number, or quote a text")
-                return INVALID
-            return value
+            return self._scalar(event, path, line)
         self._refuse_tag(event, line)
-        return {} if isinstance(event, yaml.MappingStartEvent) else []
+        if len(path) == MAX_DEPTH:
+            what = f"values are nested more than {MAX_DEPTH} deep"
+            raise _UnusableError(line, what, "Make the structure flatter")
+        return self._mapping(path) if isinstance(event, yaml.MappingStartEvent) else self._list(path)
+
+    def _list(self, path: KeyPath) -> list[Any]:
+        items: list[Any] = []
+        for event in self._until_end():
+            items.append(self._node(event, (*path, len(items))))
+        return items
+
+    def _mapping(self, path: KeyPath) -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        for event in self._until_end():
+            key, keep = self._key(event, path, items)
+            value = self._node(next(self._events), (*path, key))
+            if keep:
+                items[key] = value
+        return items
+
+    def _until_end(self) -> Iterator[Any]:
+        """The events of a collection that has begun; whoever takes one takes those of its value, too."""
+        while not isinstance(event := next(self._events), yaml.CollectionEndEvent):
+            yield event
+
+    def _key(self, event: yaml.NodeEvent, path: KeyPath, items: dict[str, Any]) -> tuple[str, bool]:
+        """Return a key, and whether its value belongs to the mapping."""
+        line = self._counted(event)
+        if not isinstance(event, yaml.ScalarEvent):
+            raise _UnusableError(line, "a key is not a scalar", "Write each key as a word before a colon")
+        self._check_scalar(event, line)
+        key: str = event.value
+        if key == "<<" and event.implicit[0]:
+            self.complain(line, "merge keys (<<) are not supported", "Write the merged keys out")
+        elif key in items:
+            what = f"duplicate key {key!r}, first defined in line {self.lines[*path, key]}"
+            self.complain(line, what, "Remove one of the two")
+        else:
+            self.lines[*path, key] = line
+            return key, True
+        return key, False
+
+    def _counted(self, event: yaml.NodeEvent) -> int:
+        """Count a value or key; returns its line."""
+        self._values += 1
+        if self._values > MAX_VALUES:
+            what = f"the file has more than {MAX_VALUES} values"
+            raise _UnusableError(_line(event), what, "Remove unused sections")
+        return _line(event)
+
+    def _scalar(self, event: yaml.ScalarEvent, path: KeyPath, line: int) -> Any:
+        if not self._check_scalar(event, line):
+            return INVALID
+        value = _plain_value(event.value) if event.implicit[0] else event.value
+        if isinstance(value, float) and not math.isfinite(value):
+            self.complain(line, f"{event.value[:40]} is not a finite number", "Write a number, or quote a text")
+            return INVALID
+        if isinstance(value, int | float):
+            self.written.setdefault(path, event.value)
+        return value
 
     def _check_scalar(self, event: yaml.ScalarEvent, line: int) -> bool:
         if _UNUSABLE.search(event.value):
-            self._complain(line, "a text contains a NUL or an unpaired surrogate", "Remove that escape")
+            self.complain(line, "a text contains a NUL or an unpaired surrogate", "Remove that escape")
             return False
         return self._refuse_tag(event, line)
 
     def _refuse_tag(self, event: Any, line: int) -> bool:
         if event.tag is None:
             return True
-        self._complain(line, f"the tag {event.tag[:60]} is not supported", "Remove it; quote the value if it is text")
+        self.complain(line, f"the tag {event.tag[:60]} is not supported", "Remove it; quote the value if it is text")
         return False
 
 
-def _place(frame: _Frame | None) -> KeyPath:
-    """Return the path of the next value in `frame`."""
-    if frame is None:
-        return ()
-    if isinstance(frame.items, list):
-        return (*frame.path, len(frame.items))
-    return (*frame.path, frame.key or "")
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
 
 
-def _scalar(text: str) -> str | int | float | bool | None:
+def _plain_value(text: str) -> str | int | float | bool | None:
     """Return the value of a plain scalar by the YAML 1.2 core schema."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
