@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.manifest.model import Manifest
 
-__all__ = [
-    "MANIFEST_NAMES",
-    "find_manifest",
-    "inspect_manifest",
-    "lint",
-    "load_manifest",
-    "manifest_file",
-]
+__all__ = ["MANIFEST_NAMES", "find_manifest", "inspect_manifest", "lint", "load_manifest", "manifest_file"]
 
 MANIFEST_NAMES = ("plugin.yaml", "plugin.json")
 """The file names of a manifest, in order of precedence."""
@@ -37,11 +30,7 @@ _ENOUGH_KEYS = 2
 
 def manifest_file(directory: Path) -> Path | None:
     """Return the manifest in `directory` itself, if there is one. Called by hosts that scan a plugins directory."""
-    for name in MANIFEST_NAMES:
-        path = directory / name
-        if is_file(path):
-            return path
-    return None
+    return next((path for name in MANIFEST_NAMES if is_file(path := directory / name)), None)
 
 
 def find_manifest(starts: Iterable[Path], *, passed_over: Callable[[str], None] = lambda _why: None) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from engine_plugin.manifest.model import (
     ServiceSpec,
 )
 from engine_plugin.manifest.paths import absolute
-from engine_plugin.manifest.sections import Section, near, quoted
+from engine_plugin.manifest.sections import Section, did_you_mean, quoted
 from engine_plugin.manifest.variables import VariableError, Variables
 
 if TYPE_CHECKING:
@@ -35,33 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["read_manifest"]
 
 _TOP_KEYS = ("version", "provider", "services", "platforms", "resources", "engine", "auto_pull")
-_PROVIDER_KEYS = (
-    "name",
-    "display_name",
-    "version",
-    "type",
-    "author",
-    "description",
-    "homepage",
-    "engine_host",
-)
-_SERVICE_KEYS = (
-    "service_name",
-    "task_type",
-    "protocol",
-    "expose_protocol",
-    "endpoint",
-    "auth_type",
-    "auth_fields",
-    "default_model",
-    "support_models",
-    "config_ref",
-    "timeout",
-    "middlewares",
-    "capabilities",
-)
-_CAPABILITIES = ("support_streaming", "support_bidirectional")
-_HOSTS_OWN_KEYS = ("executable", "models_dir", "download_dir")
+_HOSTS_OWN_KEYS = ("executable", "models_dir", "download_dir")  # of resources.ollama; AOG decodes them itself
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -87,8 +62,7 @@ def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | No
     source, data, problems = read_document(path)
     if data is INVALID:
         return None, problems
-    top = Section(source, problems, (), data)
-    top.warn_near_misses(_TOP_KEYS)
+    top = Section(source, problems, (), data, _TOP_KEYS)
     version = top.text("version", required=True)
     if version and version != "1.0":
         top.complain(("version",), f"is {quoted(version)}", 'Write version: "1.0", the only supported version')
@@ -124,8 +98,7 @@ def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | No
 
 
 def _provider(top: Section) -> Provider:
-    section = top.section("provider", required=True)
-    section.warn_near_misses(_PROVIDER_KEYS)
+    section = top.section("provider", _keys(Provider), required=True)
     if not section.data:  # report a missing section once
         return Provider("", "", "", "", "", "", "", "")
     name = section.text("name", required=True)
@@ -137,20 +110,20 @@ def _provider(top: Section) -> Provider:
         section.complain(("name",), what, "Choose another name")
     return Provider(
         name=name,
-        display_name=section.text("display_name"),
         version=section.text("version", required=True),
         type=section.choice("type", ("local", "remote"), required=True),
-        author=section.text("author"),
-        description=section.text("description"),
-        homepage=section.text("homepage"),
-        engine_host=section.text("engine_host"),
+        **{key: section.text(key) for key in ("display_name", "author", "description", "homepage", "engine_host")},
     )
+
+
+def _keys(shape: type[Provider | ServiceSpec | Capabilities | Platform]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(shape))
 
 
 def _services(top: Section) -> dict[str, ServiceSpec]:
     services: dict[str, ServiceSpec] = {}
     lines: dict[str, int] = {}
-    sections = top.sections("services")
+    sections = top.sections("services", (*_keys(ServiceSpec), "middlewares"))
     if top.data.get("services") in (None, []):
         top.complain(("services",), "declares no service", f"Declare at least one of: {', '.join(SERVICE_NAMES)}")
     for section in sections:
@@ -166,10 +139,8 @@ def _services(top: Section) -> dict[str, ServiceSpec]:
 
 
 def _service(section: Section) -> ServiceSpec:
-    section.warn_near_misses(_SERVICE_KEYS)
     section.texts("middlewares")  # AOG decodes this key but does not use it
-    capabilities = section.section("capabilities")
-    capabilities.warn_near_misses(_CAPABILITIES)
+    capabilities = section.section("capabilities", _keys(Capabilities))
     default_model = section.text("default_model")
     support_models = section.texts("support_models")
     if default_model and support_models and default_model not in support_models:
@@ -177,17 +148,14 @@ def _service(section: Section) -> ServiceSpec:
         section.complain(("default_model",), what, "Add it to support_models, or choose one of them", "warning")
     return ServiceSpec(
         service_name=section.choice("service_name", SERVICE_NAMES, required=True),
-        task_type=section.text("task_type"),
-        protocol=section.text("protocol"),
         expose_protocol=section.choice("expose_protocol", ("HTTP", "WEBSOCKET"), "HTTP"),
-        endpoint=section.text("endpoint"),
-        auth_type=section.text("auth_type"),
         auth_fields=section.texts("auth_fields"),
         default_model=default_model,
         support_models=support_models,
         config_ref=_config_ref(section),
         timeout=section.integer("timeout"),
-        capabilities=Capabilities(*(capabilities.flag(name) for name in _CAPABILITIES)),
+        **{key: section.text(key) for key in ("task_type", "protocol", "endpoint", "auth_type")},
+        capabilities=Capabilities(**{key: capabilities.flag(key) for key in _keys(Capabilities)}),
     )
 
 
@@ -219,15 +187,12 @@ def _platforms(top: Section) -> dict[str, Platform]:
     platforms: dict[str, Platform] = {}
     for key in section.data:
         if key not in PLATFORM_KEYS:
-            meant = near(key, PLATFORM_KEYS)
-            hint = f"Did you mean {meant}? " if meant else ""
-            fix = f"{hint}Use one of: {', '.join(PLATFORM_KEYS)}"
+            fix = f"{did_you_mean(key, PLATFORM_KEYS)}Use one of: {', '.join(PLATFORM_KEYS)}"
             section.complain((key,), "is not a known platform", fix)
             continue
-        entry = section.section(key, required=True)
+        entry = section.section(key, _keys(Platform), required=True)
         if not entry.data:
             continue
-        entry.warn_near_misses(("executable", "dependencies"))
         executable = entry.text("executable", required=True)
         if executable and (wrong := _wrong_executable(key, executable)):
             entry.complain(("executable",), f"is {quoted(executable)}, {wrong[0]}", wrong[1])
@@ -237,28 +202,20 @@ def _platforms(top: Section) -> dict[str, Platform]:
 
 def _wrong_executable(key: str, executable: str) -> tuple[str, str] | None:
     """Return what is wrong with a path, and the fix. The host joins it to the plugin's directory unchanged."""
+    relative = "Write the path relative to the plugin's directory, such as bin/linux-amd64/plugin"
     if not key.startswith("windows_") and "\\" in executable:
         return "which contains a backslash", "Separate directories with /"
     windows = PureWindowsPath(executable)  # Windows has more forms of absolute paths; reject them everywhere
     if windows.anchor or PurePosixPath(executable).is_absolute():
-        return (
-            "which is not relative",
-            "Write the path relative to the plugin's directory, such as bin/linux-amd64/plugin",
-        )
+        return "which is not relative", relative
     if ".." in windows.parts:
         return "which leaves the plugin's directory", "Keep the executable inside it, without .."
-    if not windows.name:
-        return (
-            "which names no file",
-            "Write the path relative to the plugin's directory, such as bin/linux-amd64/plugin",
-        )
-    return None
+    return None if windows.name else ("which names no file", relative)
 
 
 def _resources(top: Section, provider: Provider, variables: Variables) -> tuple[Path, dict[str, Any]]:
-    section = top.section("resources")
-    section.warn_near_misses(("data_dir",))
-    ollama = section.section("ollama")  # AOG decodes these three itself
+    section = top.section("resources", ("data_dir",))
+    ollama = section.section("ollama")
     for key in _HOSTS_OWN_KEYS:
         ollama.text(key)
     text = section.text("data_dir", f"${{AOG_DATA_DIR}}/engines/{provider.name}")
@@ -269,33 +226,27 @@ def _resources(top: Section, provider: Provider, variables: Variables) -> tuple[
 
 def _data_dir(section: Section, text: str, variables: Variables) -> Path:
     """Return the data directory; for an invalid one a stand-in, so that ${DATA_DIR} causes no second problem."""
-    stand_in = Path(section.source.file).parent
     try:
         expanded = variables.expand(text)
-    except VariableError as error:
-        section.complain(("data_dir",), error.what, error.fix)
-        return stand_in
-    if not Path(expanded).is_absolute():
-        fix = "Start it with ${AOG_DATA_DIR}, ${HOME} or ${PLUGIN_DIR}"
-        section.complain(("data_dir",), f"is {quoted(expanded)}, not an absolute path", fix)
-        return stand_in
-    try:
+        if not Path(expanded).is_absolute():
+            fix = "Start it with ${AOG_DATA_DIR}, ${HOME} or ${PLUGIN_DIR}"
+            raise VariableError(f"is {quoted(expanded)}, not an absolute path", fix)
         expanded.encode()
-    except UnicodeEncodeError:
-        what = f"is {expanded!a}, which is not UTF-8"
-        section.complain(("data_dir",), what, "Name a directory in UTF-8, here or in AOG_DATA_DIR")
-        return stand_in
-    return Path(os.path.normpath(expanded))
+        return Path(os.path.normpath(expanded))
+    except VariableError as error:
+        what, fix = error.what, error.fix
+    except UnicodeEncodeError as error:
+        what, fix = f"is {error.object!a}, which is not UTF-8", "Name a directory in UTF-8, here or in AOG_DATA_DIR"
+    section.complain(("data_dir",), what, fix)
+    return Path(section.source.file).parent
 
 
 def _engine(top: Section, provider: Provider, variables: Variables) -> tuple[str, dict[str, Any]]:
     local = provider.type == "local"
     section = top.section("engine", required=local)
     options = {key: value for key, value in section.data.items() if key != "name"}
-    expanded: dict[str, Any] = _expanded(section, (), options, variables)
-    if not section.data:
-        return "", expanded
-    return section.text("name", required=local), expanded
+    name = section.text("name", required=local) if section.data else ""  # report a missing section once
+    return name, _expanded(section, (), options, variables)
 
 
 def _expanded(section: Section, where: KeyPath, value: Any, variables: Variables) -> Any:
