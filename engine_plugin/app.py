@@ -14,33 +14,17 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import PLUGIN_DIR
 from engine_plugin.goplugin import serve
+from engine_plugin.goplugin.plugin import HostedPlugin
 from engine_plugin.protocol.handshake import COOKIE
 from engine_plugin.system.utf8 import begin_in_utf8
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.manifest import Manifest
-    from engine_plugin.plugin import Plugin
-    from engine_plugin.server.seam import RpcService
 
-__all__ = ["BuiltPlugin", "build", "from_here", "main"]
+__all__ = ["build", "from_here", "main"]
 
 
-class BuiltPlugin:
-    """A plugin that is ready to be served; `aclose` stops its engine."""
-
-    def __init__(self, plugin: Plugin, services: Sequence[RpcService]) -> None:
-        self.plugin = plugin
-        self.services = services
-
-    async def aclose(self) -> None:
-        """Stop the engine for good."""
-        await self.plugin.aclose()
-
-
-def build(manifest: Manifest) -> BuiltPlugin:
+def build(manifest: Manifest) -> HostedPlugin:
     """Build the plugin that a manifest describes. Starts no process.
 
     Raises ManifestError, UnsupportedError, or PreconditionError for a data directory that cannot be trusted.
@@ -53,10 +37,10 @@ def build(manifest: Manifest) -> BuiltPlugin:
 
     require_data_dir(manifest.data_dir)
     plugin = Plugin(manifest, engine_class(manifest.engine_name)(manifest))
-    return BuiltPlugin(plugin, (provider_service(plugin, host_of(os.environ)),))
+    return HostedPlugin((provider_service(plugin, host_of(os.environ)),), plugin.aclose)
 
 
-def from_here(plugin_dir: Path | None) -> BuiltPlugin:
+def from_here(plugin_dir: Path | None) -> HostedPlugin:
     """Build the plugin of this program; `plugin_dir` is its directory, if known. Blocks for some milliseconds.
 
     Raises ManifestError or UnsupportedError.
@@ -98,7 +82,7 @@ def main(plugin_dir: str = "") -> int:
     begin_in_utf8()
     os.umask(0o077)  # all files created from here on, also by engines, are for this user only
 
-    async def load(_host: HostEnv) -> BuiltPlugin:
+    async def load() -> HostedPlugin:
         return from_here(Path(plugin_dir) if plugin_dir else None)
 
     return serve.run(load, COOKIE)

@@ -25,9 +25,8 @@ from engine_plugin.system.addresses import SOCKET_PATH_LIMIT, grpc_target, is_lo
 from engine_plugin.waiting import handle_signal, run_to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from engine_plugin.app import BuiltPlugin
     from engine_plugin.cli.context import Options
     from engine_plugin.manifest import Manifest
 
@@ -76,13 +75,13 @@ async def _serve(options: Options, manifest: Manifest, address: str | None) -> N
                 await stopped.wait()
                 say("stopping the engine")
         finally:
-            await _close(plugin)
+            await _close(plugin.aclose())
 
 
-async def _close(plugin: BuiltPlugin) -> None:
+async def _close(closing: Awaitable[None]) -> None:
     try:
         async with asyncio.timeout(_ENGINE_STOP):
-            await plugin.aclose()
+            await closing
     except TimeoutError:
         raise DeadlineError(f"the engine did not stop within {_ENGINE_STOP:g} s; it ends with this process") from None
 

@@ -1,27 +1,28 @@
-"""The interface of the plugin that goplugin serves."""
+"""The plugin that goplugin serves."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from typing import TypeAlias
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from typing import Any, TypeAlias
 
-    from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.server.seam import RpcService
 
-    Load: TypeAlias = Callable[[HostEnv], Awaitable["HostedPlugin"]]
+    Load: TypeAlias = Callable[[], Awaitable["HostedPlugin"]]
 
 __all__ = ["HostedPlugin"]
 
 
-class HostedPlugin(Protocol):
-    """The plugin as a session serves it: its gRPC services, and how to close it."""
+@dataclass(frozen=True, slots=True)
+class HostedPlugin:
+    """A plugin that is ready to be served: its gRPC services, and how to close it.
 
-    @property
-    def services(self) -> Sequence[RpcService]:
-        """Served beside go-plugin's services; read once, before the handshake."""
+    The services are read once, before the handshake, and served beside go-plugin's. `aclose` stops the engine and
+    releases everything; under a host it is cancelled after 1.2 s, when the process exits.
+    """
 
-    async def aclose(self) -> None:
-        """Stop the engine and release everything. Cancelled after 1.2 s, when the process exits."""
+    services: Sequence[RpcService]
+    aclose: Callable[[], Coroutine[Any, Any, None]]

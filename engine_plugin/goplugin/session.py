@@ -13,25 +13,21 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from engine_plugin.goplugin.broker import BrokerServicer
-from engine_plugin.goplugin.controller import ControllerServicer
 from engine_plugin.goplugin.handshake import handshake_line
 from engine_plugin.goplugin.listen import listening
-from engine_plugin.goplugin.stdio import StdioServicer
+from engine_plugin.goplugin.services import own_services
 from engine_plugin.goplugin.watchdog import watch_host
-from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
 from engine_plugin.server.grpc_aio import AioServer
-from engine_plugin.server.seam import bind
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine
 
     from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.goplugin.plugin import HostedPlugin, Load
     from engine_plugin.goplugin.stdout import StandardOutput
     from engine_plugin.goplugin.watchdog import LastResort
-    from engine_plugin.server.seam import RpcServer, RpcService
+    from engine_plugin.server.seam import RpcServer
 
 __all__ = ["Session"]
 
@@ -69,7 +65,7 @@ class Session:
         self._stop_on_signals()
         watch_host(parent, lambda: self.stop("the host has died"))
         try:
-            plugin = await self._unless_stopped(load(self._host))
+            plugin = await self._unless_stopped(load())
             if plugin is not None:
                 await self._serve(plugin)
             self._last_resort.exit_code = 0
@@ -79,7 +75,7 @@ class Session:
     async def _serve(self, plugin: HostedPlugin) -> None:
         server, certificate = self._server()
         try:
-            for service in (*self._own_services(), *plugin.services):
+            for service in (*own_services(self._stdout.buffer, self.stop), *plugin.services):
                 server.add(service)
             async with listening(server, self._host) as (network, address):
                 if self._announce(network, address, certificate):
@@ -107,13 +103,6 @@ class Session:
             return False
         _log.debug("serving", extra={"network": network, "address": address})
         return True
-
-    def _own_services(self) -> Sequence[RpcService]:
-        return (
-            bind(stdio_pb2.DESCRIPTOR.services_by_name["GRPCStdio"], StdioServicer(self._stdout.buffer)),
-            bind(controller_pb2.DESCRIPTOR.services_by_name["GRPCController"], ControllerServicer(self.stop)),
-            bind(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], BrokerServicer()),
-        )
 
     def _stop_on_signals(self) -> None:
         for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):

@@ -18,14 +18,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.goplugin.plugin import HostedPlugin
 from engine_plugin.goplugin.serve import run
 from engine_plugin.protocol.handshake import COOKIE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from engine_plugin.goplugin.handshake import HostEnv
-    from engine_plugin.server.seam import Call, RpcService
+    from engine_plugin.server.seam import Call
 
 
 def hold_the_loop(seconds: float) -> None:
@@ -104,32 +102,22 @@ class Provider:
         asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
 
 
-class Plugin:
-    """Closes as TEST_ACLOSE says."""
-
-    def __init__(self) -> None:
-        from engine_plugin.protocol.stubs import provider_pb2
-        from engine_plugin.server.seam import bind
-
-        self.services: Sequence[RpcService] = (
-            bind(provider_pb2.DESCRIPTOR.services_by_name["ProviderService"], Provider()),
-        )
-
-    async def aclose(self) -> None:
-        match os.environ.get("TEST_ACLOSE"):
-            case "error":
-                raise OSError("the engine would not stop")
-            case "hang":
-                await asyncio.Event().wait()
-            case "swallow":
-                while True:
-                    try:
-                        await asyncio.Event().wait()
-                    except asyncio.CancelledError:
-                        continue
-            case "block":
-                hold_the_loop(1000)
-        logging.getLogger("test").info("closed")
+async def aclose() -> None:
+    """Close as TEST_ACLOSE says."""
+    match os.environ.get("TEST_ACLOSE"):
+        case "error":
+            raise OSError("the engine would not stop")
+        case "hang":
+            await asyncio.Event().wait()
+        case "swallow":
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    continue
+        case "block":
+            hold_the_loop(1000)
+    logging.getLogger("test").info("closed")
 
 
 def set_pace(factor: float) -> None:
@@ -139,7 +127,7 @@ def set_pace(factor: float) -> None:
         setattr(session, name, getattr(session, name) * factor)
 
 
-async def load(host: HostEnv) -> Plugin:
+async def load() -> HostedPlugin:
     from engine_plugin.errors import EngineNotInstalledError
 
     set_pace(float(os.environ.get("TEST_PACE", "1")))
@@ -156,7 +144,11 @@ async def load(host: HostEnv) -> Plugin:
         case "terminate":
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.Event().wait()
-    return Plugin()
+    from engine_plugin.protocol.stubs import provider_pb2
+    from engine_plugin.server.seam import bind
+
+    service = bind(provider_pb2.DESCRIPTOR.services_by_name["ProviderService"], Provider())
+    return HostedPlugin((service,), aclose)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engine_plugin import app
 from engine_plugin.goplugin import serve
+from engine_plugin.goplugin.plugin import HostedPlugin
 from engine_plugin.protocol.handshake import COOKIE
 from tests.soak import inside
-
-if TYPE_CHECKING:
-    from engine_plugin.goplugin.handshake import HostEnv
 
 __all__ = ["RUNNER_SOCKET_VARIABLE", "SOCKET_VARIABLE", "main"]
 
@@ -26,19 +23,7 @@ SOCKET_VARIABLE = "SOAK_SOCKET"
 RUNNER_SOCKET_VARIABLE = "SOAK_RUNNER_SOCKET"
 
 
-class WatchedPlugin(app.BuiltPlugin):
-    """The plugin and its observers' socket."""
-
-    def __init__(self, built: app.BuiltPlugin, socket: asyncio.AbstractServer) -> None:
-        super().__init__(built.plugin, built.services)
-        self._socket = socket
-
-    async def aclose(self) -> None:
-        self._socket.close()
-        await super().aclose()
-
-
-async def _load(_host: HostEnv) -> WatchedPlugin:
+async def _load() -> HostedPlugin:
     path = os.environ[SOCKET_VARIABLE]
     if RUNNER_SOCKET_VARIABLE in os.environ:
         from engine_plugin.engines.openvino import command
@@ -46,7 +31,13 @@ async def _load(_host: HostEnv) -> WatchedPlugin:
 
         vars(command)["server_command"] = lambda: python.module_command("tests.soak.watched_runner")
     built = app.from_here(Path.cwd())
-    return WatchedPlugin(built, await asyncio.start_unix_server(inside.tell, path))
+    observers = await asyncio.start_unix_server(inside.tell, path)
+
+    async def aclose() -> None:
+        observers.close()
+        await built.aclose()
+
+    return HostedPlugin(built.services, aclose)
 
 
 def main() -> int:
