@@ -63,7 +63,7 @@ def provider_service(plugin: Plugin, host: Host | None = None) -> RpcService:
 
 def _unary(
     work: Callable[[ProviderServicer, Any], Awaitable[dict[str, Any] | None]],
-) -> Callable[[ProviderServicer, Any, Call], Awaitable[Message]]:
+) -> Callable[[ProviderServicer, Any, Call], Awaitable[Any]]:
     """A unary rpc: `work` returns the response's fields beside code and message (or `message` itself), or raises.
 
     A failure that the host cannot handle has code 0 and keeps its message.
