@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines/options": {"manifest"} | BASE,
     "install": {"download", "engines/base", "manifest", "process", "protocol"} | BASE,
     "engines/local": ENGINE - {"engines/local", "openai_api", "services", "speech", "templates"},
-    "speech": {"deadlines", "engines/base", "openai_api", "process"} | BASE,
+    "speech": {"deadlines", "process", "transport"} | BASE,
     "engines/llamacpp": ENGINE,
     "engines/ollama": ENGINE,
     "engines/openai": ENGINE,

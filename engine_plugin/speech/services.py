@@ -15,7 +15,7 @@ import time
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.deadlines import deadline
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
     from engine_plugin.messages import BidiMessage
     from engine_plugin.speech.decoder import DecodedStream, Decoder
+    from engine_plugin.transport.posting import PostingClient
 
-__all__ = ["MAX_FILES", "Answer", "Dialect", "SpeechClient", "SpeechServices"]
+__all__ = ["MAX_FILES", "Dialect", "SpeechServices"]
 
 MAX_FILES = 100
 """How many generated files are kept, the newest ones. Only files named `speech-<UTC time>-<random>.wav` count."""
@@ -52,28 +53,6 @@ _BASE_TIMEOUT = 60.0
 """Seconds that a transcription may take in addition to the length of the recording."""
 _SLOWEST = 500
 """Bytes per second assumed for a recording of unknown length; speech codecs produce more."""
-
-
-class Answer(Protocol):
-    """A successful answer of a server, whose head has arrived."""
-
-    async def read(self, limit: int) -> bytes:
-        """Read the body. Raises BadGatewayError if it is longer than `limit` bytes."""
-
-
-class SpeechClient(Protocol):
-    """Sends requests to the server. Leaving the block of a method early cancels the server's work.
-
-    Error answers of the server are raised as EnginePluginError.
-    """
-
-    def post_json(self, path: str, body: bytes) -> AbstractAsyncContextManager[Answer]:
-        """Send JSON."""
-
-    def post_form(
-        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
-    ) -> AbstractAsyncContextManager[Answer]:
-        """Send a multipart form whose field `file` is the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +76,7 @@ class SpeechServices:
 
     def __init__(
         self,
-        client: Callable[[], SpeechClient],
+        client: Callable[[], PostingClient],
         dialect: Dialect,
         decoder: Decoder,
         output: Path,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["BrokenOffError", "Http1Client", "HttpClient", "HttpExchange", "HttpResponse", "Response"]
+__all__ = ["BrokenOffError", "Http1Client", "HttpResponse", "Response"]
 
 _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
@@ -62,34 +62,6 @@ class HttpResponse(Protocol):
 
     async def read(self, limit: int) -> bytes:
         """The whole body; BadGatewayError when it is longer than `limit` bytes."""
-
-
-class HttpExchange(Protocol):
-    """A request that `async with` sends; it yields the HttpResponse.
-
-    Leaving the block closes the connection unless the body was read to its end; the close stops the engine's work.
-    `broken` says afterwards whether the engine closed it early.
-    """
-
-    broken: bool
-
-    async def __aenter__(self) -> HttpResponse: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class HttpClient(Protocol):
-    """The interface of the HTTP client that engine drivers use."""
-
-    def request(
-        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
-    ) -> HttpExchange:
-        """Prepare one exchange with the engine; nothing is sent yet."""
-
-    def close(self) -> None:
-        """Close the idle connections."""
 
 
 class _Connection(asyncio.Protocol):
@@ -160,7 +132,7 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
 
-class Http1Client(HttpClient):
+class Http1Client:
     """An HTTP client for one engine process.
 
     `address` is a unix socket's path or (host, port); `headers` go with every request (the key). An idle
@@ -199,6 +171,7 @@ class Http1Client(HttpClient):
     def request(
         self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
     ) -> Response:
+        """Prepare one exchange with the engine; nothing is sent yet."""
         head = f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + self._common
         over_idle = self._resend or method in _SAFE_METHODS
         if body is None:
@@ -207,6 +180,7 @@ class Http1Client(HttpClient):
         return Response(self, head + fields.encode("latin-1") + body, over_idle=over_idle)
 
     def close(self) -> None:
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().abort()
 
@@ -265,8 +239,12 @@ class Http1Client(HttpClient):
         raise next((error for error in errors if not isinstance(error, ConnectionRefusedError)), errors[0])
 
 
-class Response(HttpResponse, HttpExchange):
-    """One exchange. Entering it sends the request and waits for the head of the answer."""
+class Response(HttpResponse):
+    """One exchange. Entering it sends the request and waits for the head of the answer.
+
+    Leaving the block closes the connection unless the body was read to its end; the close stops the engine's work.
+    `broken` says afterwards whether the engine closed it early.
+    """
 
     def __init__(self, client: Http1Client, message: bytes, *, over_idle: bool = True) -> None:
         self._client = client
