@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import DEFAULT_MODEL_MISSING
+from engine_plugin.cli.context import COMMANDS
 
 if TYPE_CHECKING:
     from engine_plugin.errors import EnginePluginError
@@ -43,8 +44,7 @@ _STEPS = {DEFAULT_MODEL_MISSING.id: f"To choose another default, run {_NAME} mod
 """By an error's id: a step that only the command line has."""
 
 # A command of this program within a sentence. Without --plugin it would run on the default plugin.
-_COMMANDS = "chat|embed|engine|image|models|rerank|serve|speak|status|transcribe"
-_OURS = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{_COMMANDS})\b)")
+_OURS = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{'|'.join(COMMANDS)})\b)")
 
 
 def explained(error: EnginePluginError) -> str:

@@ -13,7 +13,7 @@ from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.conversation import SERVICE, Conversation, Picture, Settings, answer
 from engine_plugin.cli.files import STANDARD, read_bytes, read_text
 from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import global_options, runs
+from engine_plugin.cli.options import Command
 from engine_plugin.cli.output import print_json
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
@@ -29,7 +29,7 @@ __all__ = ["chat"]
 _MOST_PICTURE = 47 * 1024 * 1024
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("prompt", nargs=-1, metavar="[PROMPT]...")
 @click.option("--model", shell_complete=model_names, help="Model name. [default: the service's default model]")
 @click.option("--system", metavar="TEXT", help="System prompt.")
@@ -50,8 +50,6 @@ _MOST_PICTURE = 47 * 1024 * 1024
     help="Sampling temperature; 0 always picks the most likely token.",
 )
 @auto_pull_option
-@global_options
-@runs
 async def chat(
     options: Options,
     prompt: tuple[str, ...],

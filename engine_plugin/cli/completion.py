@@ -18,10 +18,12 @@ from click.shell_completion import (
 )
 
 from engine_plugin.cli.context import COMPLETE
-from engine_plugin.cli.options import global_options
+from engine_plugin.cli.options import Command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from engine_plugin.cli.context import Options
 
 __all__ = ["PROGRAM", "completion", "offer_shells"]
 
@@ -119,11 +121,9 @@ def offer_shells() -> None:
         add_completion_class(shell, name)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(list(_SHELLS)))
-@global_options
-@click.pass_context
-def completion(ctx: click.Context, shell: str) -> None:
+def completion(_options: Options, shell: str) -> None:
     """Print the script that completes commands, options and names of models, services and plugins in SHELL.
 
     Add the line for your shell to its start-up file:
@@ -134,4 +134,6 @@ def completion(ctx: click.Context, shell: str) -> None:
     fish, ~/.config/fish/config.fish       engine-plugin completion fish | source
     powershell, the file $PROFILE          engine-plugin completion powershell | Out-String | Invoke-Expression
     """
-    click.echo(_SHELLS[shell](ctx.find_root().command, {}, PROGRAM, COMPLETE).source(), nl=False)
+    click.echo(
+        _SHELLS[shell](click.get_current_context().find_root().command, {}, PROGRAM, COMPLETE).source(), nl=False
+    )

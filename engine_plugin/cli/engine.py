@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin.cli.context import Options, advised
-from engine_plugin.cli.options import global_options, runs
+from engine_plugin.cli.options import Group
 from engine_plugin.cli.output import human_size, print_json, print_line, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.status import STOPPED, health_of
@@ -28,15 +28,12 @@ _QUICK = 10.0
 _NOT_RUNNING = 4
 
 
-@click.group()
-@global_options
+@click.group(cls=Group)
 def engine() -> None:
     """Manage the engine: check, install, upgrade, start, stop, status."""
 
 
 @engine.command()
-@global_options
-@runs
 async def check(options: Options) -> None:
     """Show whether the engine's software is installed. Exits with 4 if it is not."""
     from engine_plugin.cli.session import plugin
@@ -56,8 +53,6 @@ async def check(options: Options) -> None:
 
 @engine.command()
 @click.option("--cover", is_flag=True, help="Reinstall, even if it is installed.")
-@global_options
-@runs
 async def install(options: Options, cover: bool) -> None:
     """Install the engine's software."""
     what = await _changed(options, lambda client: client.install_engine(cover=cover))
@@ -68,8 +63,6 @@ async def install(options: Options, cover: bool) -> None:
 
 
 @engine.command()
-@global_options
-@runs
 async def upgrade(options: Options) -> None:
     """Upgrade the software to the version in plugin.yaml. A running engine is moved to it."""
     what = await _changed(options, lambda client: client.upgrade_engine())
@@ -95,8 +88,6 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
 
 @engine.command()
 @click.option("--mode", default="auto", show_default=True, help="auto, cpu, gpu or npu.")
-@global_options
-@runs
 async def start(options: Options, mode: str) -> None:
     """Serve the plugin in the background and start its engine. Does nothing if it is running."""
     from engine_plugin.cli.daemon import end_server, start_server
@@ -124,8 +115,6 @@ async def start(options: Options, mode: str) -> None:
 
 
 @engine.command()
-@global_options
-@runs
 async def stop(options: Options) -> None:
     """Stop the engine and its background server."""
     from engine_plugin.cli.daemon import end_server
@@ -150,8 +139,6 @@ async def stop(options: Options) -> None:
 
 
 @engine.command()
-@global_options
-@runs
 async def status(options: Options) -> None:
     """Show state, version, address and loaded models. Exits with 4 if the engine is not running."""
     from engine_plugin.cli.server_record import ServerRecordStore

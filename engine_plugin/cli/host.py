@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.options import global_options, runs
+from engine_plugin.cli.options import Group
 from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -29,16 +29,13 @@ _START = click.option(
 _TIMEOUT = click.option("--timeout", type=float, help="Deadline of the call in seconds. [default: the plugin's]")
 
 
-@click.group()
-@global_options
+@click.group(cls=Group)
 def host() -> None:
     """Discover, launch and call the plugins in a directory, as AOG does."""
 
 
 @host.command("list")
 @click.argument("directory", metavar="DIR", type=_DIRECTORY)
-@global_options
-@runs
 async def list_(options: Options, directory: Path) -> None:
     """List the plugins in DIR. Problems go to standard error."""
     from engine_plugin.host import PluginRegistry
@@ -66,8 +63,6 @@ async def list_(options: Options, directory: Path) -> None:
 @click.option("--start", is_flag=True, help="Start the engine first.")
 @_TIMEOUT
 @_START
-@global_options
-@runs
 async def call(
     options: Options,
     directory: Path,
@@ -112,8 +107,6 @@ async def call(
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Maximum number of tokens in the answer.")
 @_TIMEOUT
 @_START
-@global_options
-@runs
 async def chat(
     options: Options,
     directory: Path,

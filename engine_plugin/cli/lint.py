@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine_plugin.cli.options import global_options
+from engine_plugin.cli.options import Command
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.cli.plugins import chosen_manifest_file
 
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["lint"]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="[DIR]", required=False, type=click.Path(exists=True, path_type=Path))
-@global_options
-@click.pass_obj
 def lint(options: Options, directory: Path | None) -> None:
     """Check a plugin.yaml and show each problem with its line and a fix. Exits with 1 if there is an error."""
     from engine_plugin.manifest import lint as find_problems

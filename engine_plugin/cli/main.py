@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin import __version__
-from engine_plugin.cli.context import COMPLETE, Options
-from engine_plugin.cli.options import global_options
+from engine_plugin.cli.context import COMMANDS, COMPLETE, Options
+from engine_plugin.cli.options import Group
 from engine_plugin.errors import (
     DeadlineError,
     EnginePluginError,
@@ -42,24 +42,9 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 """The exit status of an error: that of the first matching class. 2 is wrong usage, 130 is Ctrl-C."""
 
 _MAX_LINES = 2
-_COMMANDS = {
-    "chat": "engine_plugin.cli.chat:chat",
-    "completion": "engine_plugin.cli.completion:completion",
-    "embed": "engine_plugin.cli.services:embed",
-    "engine": "engine_plugin.cli.engine:engine",
-    "host": "engine_plugin.cli.host:host",
-    "image": "engine_plugin.cli.services:image",
-    "lint": "engine_plugin.cli.lint:lint",
-    "models": "engine_plugin.cli.models:models",
-    "rerank": "engine_plugin.cli.services:rerank",
-    "serve": "engine_plugin.cli.serve:serve",
-    "speak": "engine_plugin.cli.services:speak",
-    "status": "engine_plugin.cli.status:status",
-    "transcribe": "engine_plugin.cli.services:transcribe",
-}
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """Imports a command's module only when that command runs."""
 
     def resolve_command(
@@ -69,21 +54,19 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.exceptions.NoSuchCommand as error:
-            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
+            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
+        return sorted(COMMANDS)
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _COMMANDS:
+        if name not in COMMANDS:
             return None
-        module, _, attribute = _COMMANDS[name].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        command: click.Command = getattr(import_module(f"engine_plugin.cli.{COMMANDS[name]}"), name)
         return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@global_options
 @click.version_option(__version__, package_name="engine-plugin")
 def cli() -> None:
     """Run, inspect and call plugins that put a local AI engine under a host's control."""

@@ -13,7 +13,7 @@ import click
 from engine_plugin.cli import cells
 from engine_plugin.cli.lookup import entry_of, is_model
 from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import global_options, runs
+from engine_plugin.cli.options import Group
 from engine_plugin.cli.output import human_size, print_fields, print_json, print_line, print_table, say
 from engine_plugin.cli.usemodel import use
 from engine_plugin.errors import EnginePluginError, NotFoundError
@@ -35,15 +35,12 @@ _NONE_HERE = "no models found. Pull one: engine-plugin models pull MODEL"
 _NONE_LOADED = "no models in memory"
 
 
-@click.group()
-@global_options
+@click.group(cls=Group)
 def models() -> None:
     """Manage models: list, show, pull, rm, ps, load, unload, copy, use."""
 
 
 @models.command("list")
-@global_options
-@runs
 async def list_(options: Options) -> None:
     """List the models on this machine."""
     from engine_plugin.cli.session import plugin
@@ -54,8 +51,6 @@ async def list_(options: Options) -> None:
 
 @models.command()
 @click.argument("name", shell_complete=model_names)
-@global_options
-@runs
 async def show(options: Options, name: str) -> None:
     """Show the details of a model."""
     from engine_plugin.cli.session import plugin
@@ -73,8 +68,6 @@ async def show(options: Options, name: str) -> None:
 
 
 @models.command()
-@global_options
-@runs
 async def ps(options: Options) -> None:
     """List the models in memory."""
     from engine_plugin.cli.session import running_plugin
@@ -85,8 +78,6 @@ async def ps(options: Options) -> None:
 
 @models.command()
 @click.argument("name", shell_complete=model_names)
-@global_options
-@runs
 async def load(options: Options, name: str) -> None:
     """Load a model into memory."""
     from engine_plugin.cli.session import running_plugin
@@ -98,8 +89,6 @@ async def load(options: Options, name: str) -> None:
 
 @models.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
-@global_options
-@runs
 async def unload(options: Options, names: tuple[str, ...]) -> None:
     """Unload models from memory, after their running requests."""
     from engine_plugin.cli.session import running_plugin
@@ -112,8 +101,6 @@ async def unload(options: Options, names: tuple[str, ...]) -> None:
 @models.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
-@global_options
-@runs
 async def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
     """Delete models and unfinished pulls. Asks for confirmation at a terminal."""
     from engine_plugin.cli.session import plugin
@@ -170,8 +157,6 @@ def _from_here(source: str) -> str:
 @click.option("--type", "model_type", metavar="SERVICE", help="Kind of the model: chat, embed, rerank…")
 @click.option("--insecure", is_flag=True, help="Allow unencrypted connections and unverified certificates.")
 @click.option("--username", help=f"User name at the source; the password is read from {PASSWORD_VARIABLE}.")
-@global_options
-@runs
 async def pull(
     options: Options,
     model: str,
@@ -235,8 +220,6 @@ async def _kind_of(client: PluginClient, name: str) -> str:
 @models.command()
 @click.argument("old", shell_complete=model_names)
 @click.argument("new")
-@global_options
-@runs
 async def copy(options: Options, old: str, new: str) -> None:
     """Copy model OLD to the name NEW. The copy takes no disk space if the engine can share the file."""
     from engine_plugin.cli.progress import show_pull

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from functools import wraps
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engine_plugin import PLUGIN_DIR
 from engine_plugin.cli.context import Options
+from engine_plugin.cli.logs import set_up_logging
+from engine_plugin.cli.names import plugin_names
 from engine_plugin.cli.plugins import packaged_plugin, packaged_plugins
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable
 
-    from click.shell_completion import CompletionItem
-
-__all__ = ["global_options", "run", "runs"]
-
-F = TypeVar("F", bound="Callable[..., Any]")
+__all__ = ["Command", "Group"]
 
 
 class _PluginPlace(click.Path):
@@ -40,58 +38,57 @@ class _PluginPlace(click.Path):
         return super().convert(value, param, ctx)
 
 
-def global_options(command: F) -> F:
-    """Add --plugin, --json and -v to a command; they may be given before or after its name."""
-
-    def keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-        def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
-            if value:
-                setattr(ctx.ensure_object(Options), name, value)
-
-        return callback
-
-    for decorate in (
-        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=keep("verbose"), help="Log more."),
-        click.option("--json", is_flag=True, expose_value=False, callback=keep("json"), help="Print JSON."),
-        click.option(
-            "--plugin",
-            type=_PluginPlace(exists=True, file_okay=False, path_type=Path),
-            metavar="DIR",
-            expose_value=False,
-            callback=keep("plugin"),
-            shell_complete=_plugin_names,
-            help=f"The plugin's directory, or name. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled]",
-        ),
-    ):
-        command = decorate(command)
-    return command
+def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value and parameter.name:
+        setattr(ctx.ensure_object(Options), parameter.name, value)
 
 
-def _plugin_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    from engine_plugin.cli.names import plugin_names  # imported only for completion
-
-    return plugin_names(ctx, parameter, incomplete)
-
-
-def runs(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Turn a coroutine function, whose first argument is Options, into a function for click."""
-
-    @click.pass_obj
-    @wraps(command)
-    def start(options: Options, /, *arguments: Any, **named: Any) -> None:
-        run(options, command(options, *arguments, **named))
-
-    return start
+_GLOBAL_OPTIONS = (
+    click.Option(
+        ["--plugin"],
+        type=_PluginPlace(exists=True, file_okay=False, path_type=Path),
+        metavar="DIR",
+        expose_value=False,
+        callback=_keep,
+        shell_complete=plugin_names,
+        help=f"The plugin's directory, or name. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled]",
+    ),
+    click.Option(["--json"], is_flag=True, expose_value=False, callback=_keep, help="Print JSON."),
+    click.Option(["-v", "--verbose"], is_flag=True, expose_value=False, callback=_keep, help="Log more."),
+)
 
 
-def run(options: Options, work: Coroutine[Any, Any, None]) -> None:
-    """Run a command's coroutine. Ctrl-C cancels it; its resources are released before the command exits."""
-    from engine_plugin.cli.logs import set_up_logging
+class _WithGlobalOptions(click.Command):
+    """Base of commands and groups: the global options may be given before or after a command's name."""
 
-    set_up_logging("DEBUG" if options.verbose else "")
+    def __init__(self, name: str | None, *, params: list[click.Parameter], **settings: Any) -> None:
+        super().__init__(name, params=[*params, *_GLOBAL_OPTIONS], **settings)
 
-    async def interruptible() -> None:
-        handle_signal(signal.SIGINT, signal.getsignal(signal.SIGINT))  # wakes the loop for asyncio's handler
-        await work
 
-    asyncio.run(interruptible())
+class Command(_WithGlobalOptions):
+    """A command with the global options. Its callback takes `Options` first, and may be a coroutine function.
+
+    Ctrl-C cancels the coroutine; its resources are released before the command exits.
+    """
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command. Raises what its callback raises."""
+        ctx.invoke(self._start, ctx.obj, **ctx.params)
+
+    def _start(self, options: Options, **parameters: Any) -> None:
+        assert self.callback is not None, "every command has a callback"  # noqa: S101
+        work = self.callback(options, **parameters)
+        if isinstance(work, Coroutine):
+            set_up_logging("DEBUG" if options.verbose else "")
+            asyncio.run(_interruptible(work))
+
+
+async def _interruptible(work: Awaitable[None]) -> None:
+    handle_signal(signal.SIGINT, signal.getsignal(signal.SIGINT))  # wakes the loop for asyncio's handler
+    await work
+
+
+class Group(_WithGlobalOptions, click.Group):
+    """A group of commands with the global options."""
+
+    command_class = Command

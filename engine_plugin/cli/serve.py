@@ -17,7 +17,7 @@ import click
 
 from engine_plugin import catalogue
 from engine_plugin.cli.listener import listening
-from engine_plugin.cli.options import global_options
+from engine_plugin.cli.options import Command
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import DeadlineError, PreconditionError
@@ -40,11 +40,9 @@ _ENGINE_STOP = 30.0  # seconds; the bound of the engine's own stop is well below
 _LAST_PORT = 65535
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--address", metavar="ADDRESS", help="unix:/path or host:port. [default: a private socket]")
 @click.option("--allow-remote", is_flag=True, help="Allow an address that other machines can reach. There is no TLS.")
-@global_options
-@click.pass_obj
 def serve(options: Options, address: str | None, allow_remote: bool) -> None:
     """Serve the plugin without a host until Ctrl-C or SIGTERM, then stop the engine."""
     from engine_plugin.cli.logs import set_up_logging

@@ -15,7 +15,7 @@ import click
 from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.files import STANDARD, check_target, read_bytes, read_text, texts, write_bytes
 from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import global_options, runs
+from engine_plugin.cli.options import Command
 from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import BadGatewayError
@@ -58,13 +58,11 @@ async def _calling(
         yield plugin
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("inputs", nargs=-1, required=True, metavar="TEXT...")
 @_OUTPUT
 @_MODEL
 @auto_pull_option
-@global_options
-@runs
 async def embed(options: Options, inputs: tuple[str, ...], output: str, model: str | None, auto_pull: bool) -> None:
     """Compute embeddings: one line of JSON for each text. "-" reads one text per line from standard input."""
     check_target(output)
@@ -80,14 +78,12 @@ async def embed(options: Options, inputs: tuple[str, ...], output: str, model: s
     _write(output, "".join(lines).encode(), f"{len(lines)} vectors")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("query")
 @click.argument("documents", nargs=-1, required=True, metavar="DOCUMENT...")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Print only the best N.")
 @_MODEL
 @auto_pull_option
-@global_options
-@runs
 async def rerank(
     options: Options, query: str, documents: tuple[str, ...], top: int | None, model: str | None, auto_pull: bool
 ) -> None:
@@ -106,7 +102,7 @@ async def rerank(
         )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("prompt")
 @click.option("-o", "--output", required=True, metavar="FILE.png", help="Where to write; - is standard output.")
 @click.option("--size", metavar="WxH", help="Width and height in pixels. [default: the model's]")
@@ -125,8 +121,6 @@ async def rerank(
 )
 @_MODEL
 @auto_pull_option
-@global_options
-@runs
 async def image(
     options: Options,
     prompt: str,
@@ -191,7 +185,7 @@ def _numbered(output: str, count: int) -> list[str]:
     return [str(path.with_stem(f"{path.stem}-{number}")) for number in range(1, count + 1)]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("text")
 @click.option("-o", "--output", required=True, metavar="FILE.wav", help="Where to write; - is standard output.")
 @click.option("--voice", help="Name of the voice; the model defines the names.")
@@ -199,8 +193,6 @@ def _numbered(output: str, count: int) -> list[str]:
 @click.option("--language", metavar="CODE", help="Language of the text, such as en.")
 @_MODEL
 @auto_pull_option
-@global_options
-@runs
 async def speak(
     options: Options,
     text: str,
@@ -225,7 +217,7 @@ async def speak(
     _report(options, [output], "file", output, answer, what)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @_OUTPUT
 @click.option(
@@ -242,8 +234,6 @@ async def speak(
 )
 @_MODEL
 @auto_pull_option
-@global_options
-@runs
 async def transcribe(
     options: Options,
     file: str,

@@ -9,7 +9,7 @@ import click
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.cli import cells
 from engine_plugin.cli.context import Options, advised
-from engine_plugin.cli.options import global_options, runs
+from engine_plugin.cli.options import Command
 from engine_plugin.cli.output import human_size, print_json, print_line, print_table, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError
@@ -30,9 +30,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-@click.command()
-@global_options
-@runs
+@click.command(cls=Command)
 async def status(options: Options) -> None:
     """Show the engine (version, state, address), the models in memory and the available models.
 

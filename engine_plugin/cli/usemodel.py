@@ -10,7 +10,7 @@ import click
 from engine_plugin import catalogue
 from engine_plugin.cli.lookup import entry_of
 from engine_plugin.cli.names import model_names, service_names
-from engine_plugin.cli.options import global_options, runs
+from engine_plugin.cli.options import Command
 from engine_plugin.cli.output import print_json, print_line
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import PreconditionError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["use"]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False, shell_complete=model_names)
 @click.option(
     "--service",
@@ -38,8 +38,6 @@ __all__ = ["use"]
     help="Only for this service; may be given several times. [default: all services for this kind of model]",
 )
 @click.option("--reset", is_flag=True, help="Restore the default models of plugin.yaml.")
-@global_options
-@runs
 async def use(options: Options, name: str | None, services: tuple[str, ...], reset: bool) -> None:
     """Make a model the default for its services, from the next call on.
 
