@@ -10,13 +10,19 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
     from types import FrameType
     from typing import TypeAlias
 
     Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 
-__all__ = ["comes_true", "handle_signal", "run_to_the_end", "watch_children_without_threads"]
+__all__ = [
+    "comes_true",
+    "handle_signal",
+    "handling_signals",
+    "run_to_the_end",
+    "watch_children_without_threads",
+]
 
 _T = TypeVar("_T")
 
@@ -79,3 +85,16 @@ def handle_signal(number: int, handler: Handler) -> None:
     with contextlib.suppress(NotImplementedError):
         asyncio.get_running_loop().add_signal_handler(number, lambda: None)
     signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def handling_signals(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Inside the block, handle these signals as `handle_signal` does; then restore the previous handlers."""
+    before: dict[int, Handler] = {number: signal.getsignal(number) for number in numbers}
+    for number in before:
+        handle_signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            handle_signal(number, previous)

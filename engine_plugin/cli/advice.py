@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import DEFAULT_MODEL_MISSING
-from engine_plugin.cli.context import COMMANDS
+from engine_plugin.cli import COMMANDS
 
 if TYPE_CHECKING:
     from engine_plugin.errors import EnginePluginError

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import click
+from typing import TYPE_CHECKING
 
 from engine_plugin.cli.lookup import default_model, is_model
 from engine_plugin.cli.output import say
@@ -14,19 +12,10 @@ from engine_plugin.errors import UnsupportedError
 from engine_plugin.models.names import is_cloud_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engine_plugin.cli.context import Options
     from engine_plugin.host import PluginClient
 
-__all__ = ["auto_pull_option", "model_to_call"]
-
-F = TypeVar("F", bound="Callable[..., Any]")
-
-
-def auto_pull_option(command: F) -> F:
-    """Add `--auto-pull` to a click command, which receives `auto_pull: bool` and passes it to `model_to_call`."""
-    return click.option("--auto-pull", is_flag=True, help="Pull the model first if it is missing.")(command)
+__all__ = ["model_to_call"]
 
 
 async def model_to_call(
@@ -34,7 +23,7 @@ async def model_to_call(
 ) -> str | None:
     """Return the model that a request of `service` should name; None lets the plugin choose.
 
-    Called by commands before their request, with the engine running. With `auto_pull`, or `auto_pull: true` in
+    Called with the engine running. With `auto_pull`, or `auto_pull: true` in
     plugin.yaml, a missing model (`model`, else the service's default) is pulled; progress goes to standard error. If
     the engine cannot pull, the call itself reports the missing model. Raises what a pull raises.
     """

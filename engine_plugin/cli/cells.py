@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.cli.output import human_size
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,12 +30,12 @@ def can_do(entry: Mapping[str, Any]) -> str:
 def memory(loaded: Mapping[str, Any]) -> str:
     """Return the memory of a loaded model; empty if it is unknown."""
     size = loaded.get("memory") or 0
-    return human_size(size) if size else ""
+    return byte_size(size) if size else ""
 
 
 def vram(loaded: Mapping[str, Any]) -> str:
     """Return the accelerator memory of a loaded model; empty if its memory is unknown."""
-    return human_size(loaded.get("accelerator_memory") or 0) if loaded.get("memory") else ""
+    return byte_size(loaded.get("accelerator_memory") or 0) if loaded.get("memory") else ""
 
 
 def idle(loaded: Mapping[str, Any]) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.conversation import SERVICE, Conversation, Picture, Settings, answer
 from engine_plugin.cli.files import STANDARD, read_bytes, read_text
-from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import Command
+from engine_plugin.cli.options import Command, model_options
 from engine_plugin.cli.output import print_json
 from engine_plugin.cli.plugins import chosen_manifest
-from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
+from engine_plugin.cli.session import serving
+from engine_plugin.cli.terminal import AnswerPrinter, print_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +30,6 @@ _MOST_PICTURE = 47 * 1024 * 1024
 
 @click.command(cls=Command)
 @click.argument("prompt", nargs=-1, metavar="[PROMPT]...")
-@click.option("--model", shell_complete=model_names, help="Model name. [default: the service's default model]")
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--think/--no-think", default=None, help="Enable or disable thinking, for models that support it.")
 @click.option(
@@ -49,24 +47,16 @@ _MOST_PICTURE = 47 * 1024 * 1024
     metavar="X",
     help="Sampling temperature; 0 always picks the most likely token.",
 )
-@auto_pull_option
+@model_options
 async def chat(
-    options: Options,
-    prompt: tuple[str, ...],
-    model: str | None,
-    system: str | None,
-    think: bool | None,
-    images: tuple[str, ...],
-    max_tokens: int | None,
-    temperature: float | None,
-    auto_pull: bool,
+    options: Options, prompt: tuple[str, ...], images: tuple[str, ...], auto_pull: bool, **settings: Any
 ) -> None:
     """Chat with a model. With PROMPT, or with input on standard input, print one answer and exit.
 
     "-" in PROMPT stands for standard input: git diff | engine-plugin chat "What is new here?" -
     """
     spec = chosen_manifest(options).service(SERVICE)
-    conversation = Conversation(spec, Settings(model, system, max_tokens, temperature, think))
+    conversation = Conversation(spec, Settings(**settings))
     if prompt or not sys.stdin.isatty():
         text = await _text(prompt or (STANDARD,))
         await _answer_once(options, conversation, text, await _pictures(images), auto_pull)
@@ -94,24 +84,17 @@ async def _pictures(names: Sequence[str]) -> list[Picture]:
 async def _answer_once(
     options: Options, conversation: Conversation, prompt: str, pictures: Sequence[Picture], auto_pull: bool
 ) -> None:
-    from engine_plugin.cli.session import serving
-
     settings = conversation.settings
-    with waiting("starting the engine") as started:
-        async with serving(options, SERVICE) as client:
-            started()
-            settings.model = await model_to_call(client, options, SERVICE, settings.model, auto_pull=auto_pull)
-            try:
-                if not options.json:
-                    await print_answer(client, conversation, prompt, pictures, AnswerPrinter())
-                    return
-                async with aclosing(
-                    answer(client, conversation.spec, conversation.request(prompt, pictures))
-                ) as events:
-                    async for event in events:
-                        print_json(event)
-            except BrokenPipeError:
-                _stop_writing()
+    async with serving(options, SERVICE, settings.model, auto_pull=auto_pull) as (client, settings.model):
+        try:
+            if not options.json:
+                await print_answer(client, conversation, prompt, pictures, AnswerPrinter())
+                return
+            async with aclosing(answer(client, conversation.spec, conversation.request(prompt, pictures))) as events:
+                async for event in events:
+                    print_json(event)
+        except BrokenPipeError:
+            _stop_writing()
 
 
 def _stop_writing() -> None:

@@ -10,17 +10,10 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["COMMANDS", "COMPLETE", "Options", "advised"]
+__all__ = ["COMPLETE", "Options", "advised"]
 
 COMPLETE = "_ENGINE_PLUGIN_COMPLETE"
 """The variable that the completion script of a shell sets to request names from click."""
-
-
-COMMANDS = {
-    **{name: name for name in ("chat", "completion", "engine", "host", "lint", "models", "serve", "status")},
-    **dict.fromkeys(("embed", "image", "rerank", "speak", "transcribe"), "services"),
-}
-"""The names of the commands, each with the module of this package that defines it."""
 
 
 @dataclass

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engine_plugin.cli.context import Options, advised
 from engine_plugin.cli.options import Group
-from engine_plugin.cli.output import human_size, print_json, print_line, say
+from engine_plugin.cli.output import print_json, print_line, report, say
 from engine_plugin.cli.plugins import chosen_manifest
+from engine_plugin.cli.progress import progress_display
+from engine_plugin.cli.session import plugin
 from engine_plugin.cli.status import STOPPED, health_of
 from engine_plugin.errors import EngineNotInstalledError, EnginePluginError, UnavailableError
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,18 +39,13 @@ def engine() -> None:
 @engine.command()
 async def check(options: Options) -> None:
     """Show whether the engine's software is installed. Exits with 4 if it is not."""
-    from engine_plugin.cli.session import plugin
-
     async with plugin(options) as client:
         found = await client.check_engine(timeout=_QUICK)
-    if options.json:
-        print_json({"installed": found.installed, "detail": found.detail})
-    elif found:
-        print_line(f"installed: {found.detail}")
+    value = {"installed": found.installed, "detail": found.detail}
+    report(options, value, *([f"installed: {found.detail}"] if found else []))
     if not found:
-        way = (
-            "" if ". " in found.detail else ". Install it: engine-plugin engine install"
-        )  # the detail may have its own remedy
+        # The detail may have its own remedy.
+        way = "" if ". " in found.detail else ". Install it: engine-plugin engine install"
         raise EngineNotInstalledError(f"not installed: {found.detail}{way}")
 
 
@@ -56,27 +54,18 @@ async def check(options: Options) -> None:
 async def install(options: Options, cover: bool) -> None:
     """Install the engine's software."""
     what = await _changed(options, lambda client: client.install_engine(cover=cover))
-    if options.json:
-        print_json({"installed": True, "detail": what})
-    else:
-        print_line(f"installed: {what}")
+    report(options, {"installed": True, "detail": what}, f"installed: {what}")
 
 
 @engine.command()
 async def upgrade(options: Options) -> None:
     """Upgrade the software to the version in plugin.yaml. A running engine is moved to it."""
     what = await _changed(options, lambda client: client.upgrade_engine())
-    if options.json:
-        print_json({"detail": what})
-    else:
-        print_line(what)
+    report(options, {"detail": what}, what)
 
 
 async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[str]]) -> str:
     """Let the plugin change its engine's software and show the progress."""
-    from engine_plugin.cli.progress import progress_display
-    from engine_plugin.cli.session import plugin
-
     try:
         with progress_display(as_json=False) as show:
             async with plugin(options, on_log=lambda line: _tell(line, show)) as client:
@@ -106,12 +95,9 @@ async def start(options: Options, mode: str) -> None:
         if ours:
             await end_server(record)  # its engine did not start
         raise
-    if options.json:
-        print_json({"address": record.address, "pid": record.pid, "log": record.log})
-    else:
-        click.echo(f"{manifest.provider.name} is running at {record.address} (pid {record.pid})")
-        if record.log:
-            click.echo(f"log: {record.log}")
+    lines = [f"{manifest.provider.name} is running at {record.address} (pid {record.pid})"]
+    lines += [f"log: {record.log}"] if record.log else []
+    report(options, {"address": record.address, "pid": record.pid, "log": record.log}, *lines)
 
 
 @engine.command()
@@ -132,22 +118,18 @@ async def stop(options: Options) -> None:
         say(f"the engine did not stop ({error}); ending its server")
     finally:
         await end_server(record)
-    if options.json:
-        print_json({"stopped": record.pid})
-    else:
-        click.echo(f"{manifest.provider.name} is stopped")
+    report(options, {"stopped": record.pid}, f"{manifest.provider.name} is stopped")
 
 
 @engine.command()
 async def status(options: Options) -> None:
     """Show state, version, address and loaded models. Exits with 4 if the engine is not running."""
     from engine_plugin.cli.server_record import ServerRecordStore
-    from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
     async with plugin(options) as client:  # without a server too: an attached engine may be running
         record = ServerRecordStore(manifest).find()  # read again: the socket may have been replaced
-        shown: dict[str, object] = {"plugin": manifest.provider.name, **await _found(client, record)}
+        shown: dict[str, Any] = {"plugin": manifest.provider.name, **await _found(client, record)}
     if options.json:
         print_json(shown)
     else:
@@ -158,9 +140,9 @@ async def status(options: Options) -> None:
         click.get_current_context().exit(_NOT_RUNNING)
 
 
-async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str, object]:
+async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str, Any]:
     running, state = await health_of(client)
-    found: dict[str, object] = {"running": running, "state": state}
+    found: dict[str, Any] = {"running": running, "state": state}
     found["installed"] = running or bool(await client.check_engine(timeout=_QUICK))
     if running or record is not None:
         found["version"] = await client.get_version(timeout=_QUICK)
@@ -169,14 +151,12 @@ async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str,
     return found | {"models": await client.running_models(timeout=_QUICK) if running else []}
 
 
-def _print_status(shown: dict[str, object]) -> None:
-    models = shown.pop("models", [])
+def _print_status(shown: dict[str, Any]) -> None:
     for key, value in shown.items():
-        if key not in {"running", "installed"} and value:
+        if key not in {"running", "installed", "models"} and value:
             print_line(f"{key + ':':<9}{advised(str(value))}")
-    if isinstance(models, list):
-        for model in models:
-            print_line(f"model:   {model.get('name', '?')} ({human_size(model.get('size', 0))})")
+    for model in shown["models"]:
+        print_line(f"model:   {model.get('name', '?')} ({byte_size(model.get('size', 0))})")
 
 
 def _tell(line: LogLine, show: Show) -> None:

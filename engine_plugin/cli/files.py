@@ -24,18 +24,8 @@ STANDARD = "-"
 _PIECE = 32 * 1024
 _AHEAD = 8
 _MOST_TEXT = 32 * 1024 * 1024
-_MEDIA = {"png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "svg", "avif"} | {
-    "wav",
-    "mp3",
-    "ogg",
-    "oga",
-    "opus",
-    "flac",
-    "m4a",
-    "aac",
-    "webm",
-    "mp4",
-}
+_PICTURES = {"png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "svg", "avif"}
+_SOUNDS = {"wav", "mp3", "ogg", "oga", "opus", "flac", "m4a", "aac", "webm", "mp4"}
 
 
 async def pieces(source: str) -> AsyncGenerator[bytes, None]:
@@ -130,7 +120,7 @@ def check_target(target: str, form: str = "") -> None:
         raise click.UsageError(f"{target}: the directory does not exist. Create it, or name another file")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise click.UsageError(f"{target}: permission denied. Name another file")
-    if form and path.suffix[1:].lower() in _MEDIA - {form}:
+    if form and path.suffix[1:].lower() in (_PICTURES | _SOUNDS) - {form}:
         raise click.UsageError(f"{target}: the output is {form.upper()}. Name it {path.with_suffix('.' + form).name}")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine_plugin.cli.conversation import SERVICE, Conversation, Settings, piece_of
 from engine_plugin.cli.options import Group
 from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
 
@@ -112,20 +113,17 @@ async def chat(
     directory: Path,
     name: str,
     prompt: str,
-    model: str | None,
-    system: str | None,
-    max_tokens: int | None,
     timeout: float | None,
     start_timeout: float,
+    **settings: Any,
 ) -> None:
     """Launch plugin NAME of DIR, start its engine and stream the answer to PROMPT."""
-    from engine_plugin.cli.conversation import SERVICE, Conversation, Settings
     from engine_plugin.host import PluginRegistry
 
     options.named = str(directory / name)
     registry = PluginRegistry.discover(directory)
     spec = registry.manifest(name).service(SERVICE)
-    request = Conversation(spec, Settings(model, system, max_tokens)).request(prompt) | {"stream": True}
+    request = Conversation(spec, Settings(**settings)).request(prompt) | {"stream": True}
     async with await registry.launch(name, start_timeout=start_timeout) as plugin:
         await plugin.start_engine()
         async with plugin.stream(SERVICE, request, timeout=timeout) as chunks:
@@ -137,7 +135,6 @@ async def chat(
 
 async def _shown(chunks: ChunkStream, in_json: bool) -> AsyncIterator[str]:
     """Yield the answer's text as it arrives, or its events as lines of JSON."""
-    from engine_plugin.cli.conversation import piece_of
     from engine_plugin.host import events
 
     async for event in events(chunks):

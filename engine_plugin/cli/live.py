@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.files import STANDARD, pieces
 from engine_plugin.cli.output import as_shown, harmless, print_json, say
+from engine_plugin.cli.session import serving
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -34,21 +34,18 @@ _NARROWEST = 20
 
 
 async def live_transcription(
-    options: Options, source: str, form: str, wanted: Mapping[str, Any], *, auto_pull: bool = False
+    options: Options, source: str, form: str, wanted: Mapping[str, Any], model: str | None, *, auto_pull: bool
 ) -> None:
     """Stream a file or standard input and print the sentences (`form`: text, srt, vtt or json) as they arrive.
 
-    `wanted` holds `model`, `language` and, for raw samples, `sample_rate`; `auto_pull` pulls a missing model first.
-    At a terminal, standard error shows the unfinished sentence.
+    `wanted` holds `language` and, for raw samples, `sample_rate`; `auto_pull` pulls a missing model first. At a
+    terminal, standard error shows the unfinished sentence.
     """
-    from engine_plugin.cli.session import serving
-
     metadata = {name: str(value) for name, value in wanted.items()} | _format(source, raw="sample_rate" in wanted)
     printed = _Sentences(form)
-    async with serving(options, _SERVICE) as plugin:
-        model = await model_to_call(plugin, options, _SERVICE, metadata.get("model"), auto_pull=auto_pull)
-        if model:
-            metadata["model"] = model
+    async with serving(options, _SERVICE, model, auto_pull=auto_pull) as (plugin, named):
+        if named:
+            metadata["model"] = named
         async with plugin.invoke_bidi(_SERVICE) as conversation:
             sending = asyncio.create_task(_send(conversation, source, metadata))
             try:

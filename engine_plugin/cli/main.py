@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin import __version__
-from engine_plugin.cli.context import COMMANDS, COMPLETE, Options
+from engine_plugin.cli import COMMANDS
+from engine_plugin.cli.context import COMPLETE, Options
 from engine_plugin.cli.options import Group
 from engine_plugin.errors import (
     DeadlineError,

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -14,9 +14,12 @@ from engine_plugin.cli import cells
 from engine_plugin.cli.lookup import entry_of, is_model
 from engine_plugin.cli.names import model_names
 from engine_plugin.cli.options import Group
-from engine_plugin.cli.output import human_size, print_fields, print_json, print_line, print_table, say
+from engine_plugin.cli.output import print_fields, print_json, print_line, print_table, report, say
+from engine_plugin.cli.progress import show_pull
+from engine_plugin.cli.session import plugin, running_plugin
 from engine_plugin.cli.usemodel import use
 from engine_plugin.errors import EnginePluginError, NotFoundError
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,8 +46,6 @@ def models() -> None:
 @models.command("list")
 async def list_(options: Options) -> None:
     """List the models on this machine."""
-    from engine_plugin.cli.session import plugin
-
     async with plugin(options) as client:
         _print_entries(options, await client.list_models(), _LISTED, _listed_row, _NONE_HERE)
 
@@ -53,8 +54,6 @@ async def list_(options: Options) -> None:
 @click.argument("name", shell_complete=model_names)
 async def show(options: Options, name: str) -> None:
     """Show the details of a model."""
-    from engine_plugin.cli.session import plugin
-
     async with plugin(options) as client:
         entry = await entry_of(client, name)
         running = await client.running_models()
@@ -70,8 +69,6 @@ async def show(options: Options, name: str) -> None:
 @models.command()
 async def ps(options: Options) -> None:
     """List the models in memory."""
-    from engine_plugin.cli.session import running_plugin
-
     async with running_plugin(options) as client:
         _print_entries(options, await client.running_models(), _RUNNING, _running_row, _NONE_LOADED)
 
@@ -80,8 +77,6 @@ async def ps(options: Options) -> None:
 @click.argument("name", shell_complete=model_names)
 async def load(options: Options, name: str) -> None:
     """Load a model into memory."""
-    from engine_plugin.cli.session import running_plugin
-
     async with running_plugin(options) as client:
         await client.load_model(name)
     _done(options, "loaded", [name])
@@ -91,8 +86,6 @@ async def load(options: Options, name: str) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
 async def unload(options: Options, names: tuple[str, ...]) -> None:
     """Unload models from memory, after their running requests."""
-    from engine_plugin.cli.session import running_plugin
-
     async with running_plugin(options) as client:
         await client.unload_model(*names)
     _done(options, "unloaded", names)
@@ -103,8 +96,6 @@ async def unload(options: Options, names: tuple[str, ...]) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 async def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
     """Delete models and unfinished pulls. Asks for confirmation at a terminal."""
-    from engine_plugin.cli.session import plugin
-
     async with plugin(options) as client:
         asked = [] if yes or not sys.stdin.isatty() else await _present(client, names)
         if asked and not await _confirmed(f"Delete {', '.join(asked)}?"):
@@ -157,33 +148,11 @@ def _from_here(source: str) -> str:
 @click.option("--type", "model_type", metavar="SERVICE", help="Kind of the model: chat, embed, rerank…")
 @click.option("--insecure", is_flag=True, help="Allow unencrypted connections and unverified certificates.")
 @click.option("--username", help=f"User name at the source; the password is read from {PASSWORD_VARIABLE}.")
-async def pull(
-    options: Options,
-    model: str,
-    name: str | None,
-    sha256: str | None,
-    model_type: str | None,
-    insecure: bool,
-    username: str | None,
-) -> None:
+async def pull(options: Options, model: str, name: str | None, **fields: Any) -> None:
     """Pull a model by name, URL or path. An interrupted pull is resumed by the same command."""
-    from engine_plugin.cli.progress import show_pull
-    from engine_plugin.cli.session import plugin
-
     source = _from_here(model)
-    wanted: PullOptions = {}
-    if name:
-        wanted["source"] = source
-    if sha256:
-        wanted["sha256"] = sha256
-    if model_type:
-        wanted["model_type"] = model_type
-    if insecure:
-        wanted["insecure"] = True
-    if username:
-        wanted["username"] = username
-    if password := os.environ.get(PASSWORD_VARIABLE):
-        wanted["password"] = password
+    fields |= {"source": source if name else "", "password": os.environ.get(PASSWORD_VARIABLE)}
+    wanted = cast("PullOptions", {field: value for field, value in fields.items() if value})
     try:
         async with plugin(options) as client:
             pulled = await show_pull(client, name or source, as_json=options.json, **wanted)
@@ -222,9 +191,6 @@ async def _kind_of(client: PluginClient, name: str) -> str:
 @click.argument("new")
 async def copy(options: Options, old: str, new: str) -> None:
     """Copy model OLD to the name NEW. The copy takes no disk space if the engine can share the file."""
-    from engine_plugin.cli.progress import show_pull
-    from engine_plugin.cli.session import plugin
-
     async with plugin(options) as client:
         copied = await show_pull(client, new, as_json=options.json, source=f"model:{old}")
     if not options.json:
@@ -254,7 +220,7 @@ def _listed_row(entry: ModelEntry) -> Sequence[str]:
     return (
         entry.get("name", ""),
         entry.get("kind", ""),
-        human_size(entry.get("size", 0)),
+        byte_size(entry.get("size", 0)),
         cells.context(details),
         cells.can_do(entry),
         details.get("quantization_level", ""),
@@ -282,7 +248,7 @@ def _facts(entry: ModelEntry, loaded: LoadedModel | None, services: Sequence[str
     facts = {
         "name": entry.get("name", ""),
         "kind": entry.get("kind", ""),
-        "size": human_size(entry.get("size", 0)),
+        "size": byte_size(entry.get("size", 0)),
         "capabilities": ", ".join(details.get("capabilities", ())),
         "context": f"{cells.context(details)} tokens" + (f" ({source})" if source else "") if source else "",
         "format": details.get("format", ""),
@@ -299,7 +265,4 @@ def _facts(entry: ModelEntry, loaded: LoadedModel | None, services: Sequence[str
 
 
 def _done(options: Options, what: str, names: Sequence[str]) -> None:
-    if options.json:
-        print_json({what: list(names)})
-    else:
-        print_line(f"{what} {', '.join(names)}")
+    report(options, {what: list(names)}, f"{what} {', '.join(names)}")

@@ -6,21 +6,23 @@ import asyncio
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from engine_plugin import PLUGIN_DIR
 from engine_plugin.cli.context import Options
 from engine_plugin.cli.logs import set_up_logging
-from engine_plugin.cli.names import plugin_names
+from engine_plugin.cli.names import model_names, plugin_names
 from engine_plugin.cli.plugins import packaged_plugin, packaged_plugins
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
-__all__ = ["Command", "Group"]
+__all__ = ["Command", "Group", "model_options"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class _PluginPlace(click.Path):
@@ -92,3 +94,11 @@ class Group(_WithGlobalOptions, click.Group):
     """A group of commands with the global options."""
 
     command_class = Command
+
+
+def model_options(command: F) -> F:
+    """Add `--model` and `--auto-pull` to a command, which passes both to `session.serving`."""
+    command = click.option("--auto-pull", is_flag=True, help="Pull the model first if it is missing.")(command)
+    return click.option(
+        "--model", shell_complete=model_names, help="Model name. [default: the service's default model]"
+    )(command)

@@ -16,21 +16,22 @@ from engine_plugin.cli.context import advised
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from engine_plugin.cli.context import Options
+
 __all__ = [
     "as_json",
     "as_shown",
     "harmless",
-    "human_size",
     "print_fields",
     "print_json",
     "print_line",
     "print_table",
+    "report",
     "say",
 ]
 
 _GAP = "  "
 _FEWEST_COLUMNS = 2
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 # Left unescaped by json.dumps: C1 controls, characters that change the text direction, and surrogates.
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -40,6 +41,15 @@ _COMMANDS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON on standard output."""
     click.echo(as_json(value))
+
+
+def report(options: Options, value: Any, *lines: str) -> None:
+    """Print a command's result: with --json the value, else the lines."""
+    if options.json:
+        print_json(value)
+    else:
+        for line in lines:
+            print_line(line)
 
 
 def as_json(value: Any) -> str:
@@ -103,12 +113,3 @@ def print_fields(fields: Mapping[str, str]) -> None:
 def harmless(text: str) -> str:
     """Return a text as one line without control characters, because names can come from foreign servers."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def human_size(size: float) -> str:
-    """Format a number of bytes in units of powers of 1000."""
-    for unit in _UNITS[:-1]:
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} {_UNITS[-1]}"

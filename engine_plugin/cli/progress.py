@@ -7,12 +7,11 @@ import sys
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, TypeAlias, Unpack
 
-from engine_plugin.cli.output import harmless, human_size, print_json, say
+from engine_plugin.cli.output import harmless, print_json, say
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from rich.progress import TaskID
 
     from engine_plugin.host import PluginClient, PullOptions, PullProgress
 
@@ -35,14 +34,20 @@ def progress_display(as_json: bool) -> Iterator[Show]:
         with _bar() as show:
             yield show
     else:
-        yield _Lines().show
+        yield _lines()
 
 
 @contextmanager
 def steps_display(what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that displays finished steps; it takes their number and the total (0: unknown)."""
     if not sys.stderr.isatty():
-        yield _step_lines(what)
+        tenths = _Tenths()
+
+        def show(step: int, total: int) -> None:
+            if not total or tenths.is_next(step, total):
+                say(f"{what}: step {step}" + (f" of {total}" if total else ""))
+
+        yield show
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,83 +58,60 @@ def steps_display(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda step, total: progress.update(bar, completed=step, total=total or None)
 
 
-def _step_lines(what: str) -> Callable[[int, int], None]:
-    """Return a callback that prints a line after each tenth of the steps and after the last one."""
-    said = 0
-
-    def show(step: int, total: int) -> None:
-        nonlocal said
-        percent = 100 * step // total if total else 100
-        tenth = percent * _TENTHS // 100
-        if tenth > said or not total:
-            said = tenth
-            say(f"{what}: step {step}" + (f" of {total}" if total else ""))
-
-    return show
-
-
-class _Layers:
-    """The sums over the files of a pull, which are reported one by one."""
+class _Tenths:
+    """Selects the counts to print: one for each tenth of the total."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[int, int]] = {}
+        self._completed = self._total = self._tenth = 0
 
-    def add(self, step: PullProgress) -> bool:
-        """Add a step. Return False if it has no byte counts."""
-        completed, total = step.get("completed", 0), step.get("total", 0)
-        if not completed and not total:
-            return False
-        self._known[step.get("digest", "")] = completed, total
-        return True
-
-    @property
-    def completed(self) -> int:
-        """Bytes that have arrived."""
-        return sum(completed for completed, _ in self._known.values())
-
-    @property
-    def total(self) -> int:
-        """Bytes in total; 0 while the size of a file is unknown."""
-        totals = [total for _, total in self._known.values()]
-        return sum(totals) if all(totals) else 0
-
-
-def _is_news(status: str, last: str) -> bool:
-    """Return whether to print a status: not if it repeats, and not for the end, which has a line of its own."""
-    return bool(status) and status not in (last, "success", _QUIET)
-
-
-class _Lines:
-    """Prints a line for each new status and each tenth of the total."""
-
-    def __init__(self) -> None:
-        self._layers = _Layers()
-        self._status = self._share = ""
-        self._total = self._completed = self._tenth = 0
-
-    def show(self, step: PullProgress) -> None:
-        status = step.get("status", "")
-        if status == "success":
-            return
-        counted = self._layers.add(step)
-        status = _DOWNLOADING if counted else status
-        if _is_news(status, self._status):
-            say(status)
-            self._status = status
-        if counted and (total := self._layers.total):
-            self._tell(self._layers.completed, total)
-
-    def _tell(self, completed: int, total: int) -> None:
+    def is_next(self, completed: int, total: int) -> bool:
+        """Return whether another tenth is completed."""
         if total > self._total:  # another file was added: the share falls, and is printed again as it grows
             self._tenth = min(self._tenth, _TENTHS * self._completed // total)
+        before, self._tenth = self._tenth, max(self._tenth, _TENTHS * completed // total)
         self._completed, self._total = completed, total
-        percent = 100 * completed // total
-        share = f"{percent}% of {human_size(total)}"
-        if percent * _TENTHS // 100 > self._tenth:
-            self._tenth = percent * _TENTHS // 100
-            if share != self._share:
+        return self._tenth > before
+
+
+class _Pull:
+    """Passes on what is new in the steps of a pull: a status, and the bytes of all its files, reported one by one."""
+
+    def __init__(self, show_status: Callable[[str], None], show_bytes: Callable[[int, int], None]) -> None:
+        """`show_bytes` takes the bytes that have arrived and the total, 0 while the size of a file is unknown."""
+        self._show_status = show_status
+        self._show_bytes = show_bytes
+        self._status = ""
+        self._files: dict[str, tuple[int, int]] = {}
+
+    def show(self, step: PullProgress) -> None:
+        status, completed, total = step.get("status", ""), step.get("completed", 0), step.get("total", 0)
+        if status == "success":  # it has a line of its own
+            return
+        counted = bool(completed or total)
+        status = _DOWNLOADING if counted else status
+        if status not in ("", _QUIET, self._status):
+            self._status = status
+            self._show_status(status)
+        if counted:
+            self._files[step.get("digest", "")] = completed, total
+            completions, totals = zip(*self._files.values(), strict=True)
+            self._show_bytes(sum(completions), sum(totals) if all(totals) else 0)
+
+
+def _lines() -> Show:
+    """Return a callback that prints a line for each new status and each tenth of the total."""
+    tenths = _Tenths()
+    last = ""
+
+    def show_bytes(completed: int, total: int) -> None:
+        nonlocal last
+        if total and tenths.is_next(completed, total):
+            share = f"{100 * completed // total}% of {byte_size(total)}"
+            if share != last:
                 say(share)
-                self._share = share
+            last = share
+
+    return _Pull(say, show_bytes).show
 
 
 @contextmanager
@@ -140,11 +122,20 @@ def _bar() -> Iterator[Show]:
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class SpeedColumn(ProgressColumn):
+        """As rich's TransferSpeedColumn, in the units of all sizes."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{byte_size(int(speed))}/s" if speed is not None else "?")
 
     console = Console(stderr=True)
     wide = console.width >= _WIDE
@@ -152,28 +143,21 @@ def _bar() -> Iterator[Show]:
         TextColumn("{task.description}"),
         *([BarColumn()] if wide else []),
         TaskProgressColumn(),
-        DownloadColumn(),
-        *([TransferSpeedColumn()] if wide else []),
+        DownloadColumn(binary_units=True),
+        *([SpeedColumn()] if wide else []),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        layers, last = _Layers(), ""
-        bar: TaskID | None = None
+        bar = progress.add_task(_DOWNLOADING, total=None, visible=False)
 
-        def show(step: PullProgress) -> None:
-            nonlocal bar, last
-            status = step.get("status", "")
-            if status == "success":
-                return
-            if layers.add(step):
-                if bar is None:
-                    bar = progress.add_task(_DOWNLOADING, total=None)
-                progress.update(bar, completed=layers.completed, total=layers.total or None)
-            elif _is_news(status, last):
-                progress.console.print(harmless(status), markup=False, highlight=False)
-                last = status
+        def show_status(status: str) -> None:
+            if status != _DOWNLOADING:
+                console.print(harmless(status), markup=False, highlight=False)
 
-        yield show
+        yield _Pull(
+            show_status,
+            lambda completed, total: progress.update(bar, completed=completed, total=total or None, visible=True),
+        ).show
 
 
 async def show_pull(

@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.shortcuts import CompleteStyle
 
 from engine_plugin.cli.advice import explained
 from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.conversation import SERVICE
 from engine_plugin.cli.lookup import default_model, is_model, missing
 from engine_plugin.cli.output import say
+from engine_plugin.cli.session import serving
 from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
 from engine_plugin.errors import EnginePluginError, PluginProcessError, UnsupportedError
 from engine_plugin.models.names import is_cloud_name
-from engine_plugin.waiting import handle_signal
+from engine_plugin.waiting import handling_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
-
-    from prompt_toolkit import PromptSession
+    from collections.abc import Callable, Coroutine
 
     from engine_plugin.cli.context import Options
     from engine_plugin.cli.conversation import Conversation, Picture
@@ -51,48 +55,46 @@ async def talk(options: Options, conversation: Conversation, pictures: list[Pict
     Called by `chat` at a terminal, whose mode is restored even after a signal. Raises the errors that end a
     conversation: the engine cannot be started, the plugin has died.
     """
-    from engine_plugin.cli.session import serving
-
     settings = conversation.settings
-    with _ending_signals() as ended_by:
-        try:
-            with waiting("starting the engine") as started:
-                async with serving(options, SERVICE) as client:
-                    started()
-                    settings.model = await model_to_call(
-                        client, options, SERVICE, settings.model, auto_pull=auto_pull
-                    )
-                    with _Interrupts() as interrupts:
-                        await _Talk(options, client, conversation, pictures, auto_pull, interrupts).run()
-        except asyncio.CancelledError:
-            if ended_by:
-                sys.exit(_BY_SIGNAL + ended_by[0])
-            raise
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "called from a coroutine"  # noqa: S101
+    cancel: Callable[[], object] = task.cancel
+    came: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        came.append(number)
+        loop.call_soon_threadsafe(cancel)
+
+    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    try:
+        with handling_signals(ending, end):
+            async with serving(options, SERVICE, settings.model, auto_pull=auto_pull) as (client, settings.model):
+                talk = _Talk(options, client, conversation, pictures, auto_pull)
+                with handling_signals([signal.SIGINT], lambda *_: loop.call_soon_threadsafe(talk.interrupt)):
+                    await talk.run()
+    except asyncio.CancelledError:
+        if came:
+            sys.exit(_BY_SIGNAL + came[0])
+        raise
 
 
+@dataclass
 class _Talk:
     """Handles the lines of a conversation."""
 
-    def __init__(
-        self,
-        options: Options,
-        client: PluginClient,
-        conversation: Conversation,
-        pictures: list[Picture],
-        auto_pull: bool,
-        interrupts: _Interrupts,
-    ) -> None:
-        self._options = options
-        self._client = client
-        self._conversation = conversation
-        self._pictures = pictures
-        self._auto_pull = auto_pull
-        self._interrupts = interrupts
-        self._default = ""
+    options: Options
+    client: PluginClient
+    conversation: Conversation
+    pictures: list[Picture]
+    auto_pull: bool
+    default: str = ""
+    """The model that answers if none is chosen, "" if the plugin chooses it."""
+    running: asyncio.Task[None] | None = None
+    """The work that Ctrl-C cancels."""
 
     async def run(self) -> None:
         """Read and answer lines until the end of the conversation."""
-        self._default = await default_model(self._client, SERVICE)
+        self.default = await default_model(self.client, SERVICE)
         names = await self._names()
         session = _prompt_session(names)
         if not await self._say_missing(names):
@@ -113,14 +115,14 @@ class _Talk:
 
     async def _names(self) -> list[str]:
         try:
-            entries = await self._client.list_models(timeout=_QUICK)
+            entries = await self.client.list_models(timeout=_QUICK)
             return [name for entry in entries for name in (entry.get("name", ""), *entry.get("references", ()))]
         except EnginePluginError:
             return []  # only completion needs them
 
     async def _say_missing(self, names: list[str]) -> bool:
         """If the chosen model is not among `names`, print that and how to choose another, and return True."""
-        wanted = self._conversation.settings.model or self._default
+        wanted = self.conversation.settings.model or self.default
         # An engine without a list may still have the model, and cloud models need not be listed.
         if (
             not names
@@ -129,11 +131,11 @@ class _Talk:
             or any(is_model({"name": name}, wanted) for name in names)
         ):
             return False
-        say(f"{await missing(self._client, wanted, names)}\nChoose another: /model NAME")
+        say(f"{await missing(self.client, wanted, names)}\nChoose another: /model NAME")
         return True
 
     def _model(self) -> str:
-        named = self._conversation.settings.model or self._default
+        named = self.conversation.settings.model or self.default
         return named or "the model that the plugin chooses"
 
     async def _take(self, line: str) -> None:
@@ -142,7 +144,7 @@ class _Talk:
         try:
             match word:
                 case "/clear":
-                    self._conversation.clear()
+                    self.conversation.clear()
                 case "/help":
                     say(_HELP)
                 case "/model":
@@ -159,37 +161,53 @@ class _Talk:
             say(explained(error))
 
     async def _ask(self, prompt: str) -> None:
-        printer, pictures = AnswerPrinter(), list(self._pictures)
-        asking = print_answer(self._client, self._conversation, prompt, pictures, printer)
-        complete = await self._interrupts.run(asking)
+        printer, pictures = AnswerPrinter(), list(self.pictures)
+        asking = print_answer(self.client, self.conversation, prompt, pictures, printer)
+        complete = await self._interruptible(asking)
         if complete or printer.text:
-            self._conversation.keep(prompt, pictures, printer.text)
-            self._pictures.clear()
+            self.conversation.keep(prompt, pictures, printer.text)
+            self.pictures.clear()
 
     async def _change_model(self, name: str) -> None:
         if name:
-            await self._interrupts.run(self._load(name))
+            await self._interruptible(self._load(name))
         say(f"{self._model()} answers")
 
     async def _load(self, name: str) -> None:
-        name = await model_to_call(self._client, self._options, SERVICE, name, auto_pull=self._auto_pull) or name
+        name = await model_to_call(self.client, self.options, SERVICE, name, auto_pull=self.auto_pull) or name
         with waiting(f"loading {name}"), suppress(UnsupportedError):  # the server loads models on demand
-            await self._client.load_model(name)
-        self._conversation.settings.model = name
+            await self.client.load_model(name)
+        self.conversation.settings.model = name
 
     def _change_system(self, text: str) -> None:
-        settings = self._conversation.settings
+        settings = self.conversation.settings
         settings.system = text or settings.system
         say(f"system prompt: {settings.system}" if settings.system else "there is no system prompt")
+
+    async def _interruptible(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run the work and return whether it was completed. Raises what the work raises."""
+        task = self.running = asyncio.create_task(work)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self.running = None
+            if not task.done():  # cancelled from outside
+                task.cancel()
+                await asyncio.wait({task})
+        if task.cancelled():
+            click.echo("\r(interrupted)", err=True)
+            return False
+        task.result()
+        return True
+
+    def interrupt(self) -> None:
+        """Cancel the running work, if there is any."""
+        if self.running is not None:
+            self.running.cancel()
 
 
 def _prompt_session(models: list[str]) -> PromptSession[str]:
     """Create the line editor: history of this conversation only, completion by Tab, Alt-Enter for a new line."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.key_binding import KeyBindings
-    from prompt_toolkit.shortcuts import CompleteStyle
-
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
@@ -205,63 +223,3 @@ def _prompt_session(models: list[str]) -> PromptSession[str]:
         reserve_space_for_menu=0,
         key_bindings=keys,
     )
-
-
-class _Interrupts:
-    """While the context is open, Ctrl-C cancels the work of `run`, if there is any."""
-
-    def __init__(self) -> None:
-        self._task: asyncio.Task[None] | None = None
-        self._before: Any = None
-
-    def __enter__(self) -> _Interrupts:
-        loop = asyncio.get_running_loop()
-        self._before = signal.getsignal(signal.SIGINT)
-        handle_signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(self._cancel))
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        handle_signal(signal.SIGINT, self._before)
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    async def run(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Run the work and return whether it was completed. Raises what the work raises."""
-        task = self._task = asyncio.create_task(work)
-        try:
-            await asyncio.wait({task})
-        finally:
-            self._task = None
-            if not task.done():  # cancelled from outside
-                task.cancel()
-                await asyncio.wait({task})
-        if task.cancelled():
-            click.echo("\r(interrupted)", err=True)
-            return False
-        task.result()
-        return True
-
-
-@contextmanager
-def _ending_signals() -> Iterator[list[int]]:
-    """Cancel this task on SIGTERM or SIGHUP, so that its resources are released; yield the received signals."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None, "called from a coroutine"  # noqa: S101
-    cancel: Callable[[], object] = task.cancel
-    came: list[int] = []
-
-    def end(number: int, _frame: object) -> None:
-        came.append(number)
-        loop.call_soon_threadsafe(cancel)
-
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    taken = [number for number in _ENDING if before[number] is not signal.SIG_IGN]  # nohup
-    for number in taken:
-        handle_signal(number, end)
-    try:
-        yield came
-    finally:
-        for number in taken:
-            handle_signal(number, before[number])

@@ -22,7 +22,7 @@ from engine_plugin.cli.output import print_json, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import DeadlineError, PreconditionError
 from engine_plugin.system.addresses import SOCKET_PATH_LIMIT, grpc_target, is_loopback, unix_path
-from engine_plugin.waiting import handle_signal, run_to_the_end
+from engine_plugin.waiting import handling_signals, run_to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -127,20 +127,13 @@ def _stop_signals() -> Iterator[asyncio.Event]:
     """Yield an event that Ctrl-C or SIGTERM sets. A second signal of the same kind ends the process at once."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.getsignal(number) for number in signals}
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         loop.call_soon_threadsafe(stopped.set)
 
-    for number in signals:
-        handle_signal(number, stop)
-    try:
+    with handling_signals([signal.SIGINT, signal.SIGTERM], stop):
         yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _announce(options: Options, manifest: Manifest, address: str) -> None:

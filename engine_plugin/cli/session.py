@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
+from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.plugins import chosen_manifest
-from engine_plugin.cli.server_record import ServerRecordStore
+from engine_plugin.cli.terminal import waiting
 from engine_plugin.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _QUICK = 10.0
 async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = None) -> AsyncIterator[PluginClient]:
     """Yield the running server's plugin, or launch one that ends with this command."""
     from engine_plugin import PLUGIN_DIR
+    from engine_plugin.cli.server_record import ServerRecordStore
     from engine_plugin.host import launch
     from engine_plugin.process.python import own_command, own_environ
 
@@ -49,15 +51,22 @@ async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = No
 
 
 @asynccontextmanager
-async def serving(options: Options, service: str) -> AsyncIterator[PluginClient]:
-    """Yield the plugin with its engine running. Raises ServiceNotFoundError for an undeclared service."""
+async def serving(
+    options: Options, service: str, model: str | None, *, auto_pull: bool
+) -> AsyncIterator[tuple[PluginClient, str | None]]:
+    """Yield the plugin with its engine running, and the model that a request should name, from `model_to_call`.
+
+    Raises ServiceNotFoundError for an undeclared service.
+    """
     chosen_manifest(options).service(service)
-    async with plugin(options) as client:
-        try:
-            await client.health_check(timeout=_QUICK)
-        except UnavailableError:
-            await client.start_engine()
-        yield client
+    with waiting("starting the engine") as started:
+        async with plugin(options) as client:
+            try:
+                await client.health_check(timeout=_QUICK)
+            except UnavailableError:
+                await client.start_engine()
+            started()
+            yield client, await model_to_call(client, options, service, model, auto_pull=auto_pull)
 
 
 @asynccontextmanager
@@ -66,18 +75,16 @@ async def running_plugin(options: Options) -> AsyncIterator[PluginClient]:
 
     Raises UnavailableError, with the command that starts the engine, if there is none.
     """
-    manifest = chosen_manifest(options)
-    served = ServerRecordStore(manifest).find() is not None
     async with plugin(options) as client:
-        if not served:
-            # A launched plugin has not started its engine; only an attached server can have models in memory.
+        # A launched plugin has not started its engine; only an attached server can have models in memory.
+        if client.pid is not None:
             try:
                 await client.health_check(timeout=_QUICK)
             except UnavailableError as error:
                 if error.id != ENGINE_NOT_RUNNING.id:
                     raise  # no attached server answers, and `engine start` cannot start it
                 raise UnavailableError(
-                    f"{manifest.provider.name} is not running; no models in memory. "
+                    f"{chosen_manifest(options).provider.name} is not running; no models in memory. "
                     "Start it: engine-plugin engine start"
                 ) from None
         yield client

@@ -10,9 +10,11 @@ from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.cli import cells
 from engine_plugin.cli.context import Options, advised
 from engine_plugin.cli.options import Command
-from engine_plugin.cli.output import human_size, print_json, print_line, print_table, say
+from engine_plugin.cli.output import print_json, print_line, print_table, say
 from engine_plugin.cli.plugins import chosen_manifest
+from engine_plugin.cli.session import plugin
 from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -37,7 +39,6 @@ async def status(options: Options) -> None:
     Without a running server, a plugin is launched for the query.
     """
     from engine_plugin.cli.server_record import ServerRecordStore
-    from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
     async with plugin(options) as client:
@@ -125,5 +126,5 @@ def _loaded_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _available_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    size, tokens = human_size(entry.get("size", 0)), cells.context(entry.get("details") or {})
+    size, tokens = byte_size(entry.get("size", 0)), cells.context(entry.get("details") or {})
     return entry.get("name", ""), size, tokens, f"[{cells.can_do(entry)}]"

@@ -11,8 +11,9 @@ from engine_plugin import catalogue
 from engine_plugin.cli.lookup import entry_of
 from engine_plugin.cli.names import model_names, service_names
 from engine_plugin.cli.options import Command
-from engine_plugin.cli.output import print_json, print_line
+from engine_plugin.cli.output import report
 from engine_plugin.cli.plugins import chosen_manifest
+from engine_plugin.cli.session import plugin
 from engine_plugin.errors import PreconditionError
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
@@ -57,18 +58,13 @@ async def use(options: Options, name: str | None, services: tuple[str, ...], res
         model, chosen = await _fitting(options, manifest, name, chosen)
         said = f"{model} is now the default model for {', '.join(chosen)}"
     await asyncio.to_thread(defaults.write, dict.fromkeys(chosen, model))
-    if options.json:
-        print_json({"model": model, "services": chosen, "file": str(defaults.path)})
-    else:
-        print_line(said)
+    report(options, {"model": model, "services": chosen, "file": str(defaults.path)}, said)
 
 
 async def _fitting(
     options: Options, manifest: Manifest, name: str, services: tuple[str, ...]
 ) -> tuple[str, tuple[str, ...]]:
     """Return the model's listed name and the services for which it becomes the default."""
-    from engine_plugin.cli.session import plugin
-
     async with plugin(options) as client:
         entry = await entry_of(client, name)
     services = services or _services_for(entry, manifest)

@@ -26,7 +26,7 @@ def test_check_reports_missing_software_until_install(workplace: Workplace) -> N
     assert (done.returncode, json.loads(done.stdout)) == (4, {"installed": False, "detail": "no fake is here"})
     done = workplace.run("engine", "install")
     assert (done.returncode, done.stdout) == (0, "installed: fake 1.0\n")
-    assert done.stderr == "fetching fake 1.0\ndownloading\n100% of 10.0 kB\n"
+    assert done.stderr == "fetching fake 1.0\ndownloading\n100% of 9.8 KiB\n"
     assert workplace.good("engine", "check") == "installed: fake 1.0\n"
     assert json.loads(workplace.good("engine", "install", "--cover", "--json"))["installed"] is True
     assert (workplace.data / "installed").read_text() == "True"
@@ -57,7 +57,7 @@ def test_engine_start_and_stop_control_a_background_server(workplace: Workplace)
         workplace.good("models", "pull", "tiny")
         assert workplace.good("models", "load", "tiny") == "loaded tiny\n"
         assert "tiny" in workplace.good("models", "ps")
-        assert "model:   tiny (10.0 kB)" in workplace.good("engine", "status")
+        assert "model:   tiny (9.8 KiB)" in workplace.good("engine", "status")
         assert "already" in workplace.bad(4, "serve")
         assert workplace.good("models", "unload", "tiny") == "unloaded tiny\n"
         assert workplace.bad(4, "models", "unload", "tiny") == "engine-plugin: model: tiny is not loaded\n"

@@ -55,11 +55,11 @@ def test_pulled_model_is_listed_until_removed(workplace: Workplace) -> None:
     assert (done.returncode, done.stdout) == (0, "pulled tiny\n")
     lines = done.stderr.splitlines()
     assert lines[0].startswith("resolving tiny")
-    assert lines[1:-1] == ["downloading", *(f"{10 * part}% of 10.0 kB" for part in (1, 2, 3, 4, 5, 10))]
+    assert lines[1:-1] == ["downloading", *(f"{10 * part}% of 9.8 KiB" for part in (1, 2, 3, 4, 5, 10))]
     assert lines[-1] == "Try it: engine-plugin chat --model tiny"
     heads, row = workplace.good("models", "list").splitlines()
     assert heads.split() == ["NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED"]
-    assert row.split()[:6] == ["tiny", "chat", "10.0", "kB", "chat", "Q4_0"]
+    assert row.split()[:6] == ["tiny", "chat", "9.8", "KiB", "chat", "Q4_0"]
     [entry] = json.loads(workplace.good("--json", "models", "list"))
     assert entry["size"] == 10_000
     assert workplace.good("models", "rm", "tiny") == "deleted tiny\n"
@@ -189,7 +189,7 @@ def test_terminal_shows_a_progress_bar(workplace: Workplace) -> None:
     status, shown = at_terminal(workplace, "models", "pull", "tiny")
     assert status == 0
     assert "100%" in shown
-    assert "10.0/10.0 kB" in shown
+    assert "9.8/9.8 KiB" in shown
 
 
 @pytest.mark.promise("T5")
@@ -220,11 +220,11 @@ def test_list_shows_the_capabilities(managed: Workplace) -> None:
     table = managed.good("models", "list")
     assert [row[:5] for row in rows(table)[:3]] == [
         ["NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES"],
-        ["embedder", "embed", "10.0 kB", "512", "embedding"],
-        ["guessed", "chat", "10.0 kB", "~8192", "completion"],
+        ["embedder", "embed", "9.8 KiB", "512", "embedding"],
+        ["guessed", "chat", "9.8 KiB", "~8192", "completion"],
     ]
-    assert rows(table)[5][:5] == ["tagged:latest", "chat", "10.0 kB", "40960", "completion, tools"]
-    starts = {line.index("10.0 kB") for line in table.splitlines()[1:]}
+    assert rows(table)[5][:5] == ["tagged:latest", "chat", "9.8 KiB", "40960", "completion, tools"]
+    starts = {line.index("9.8 KiB") for line in table.splitlines()[1:]}
     assert starts == {table.index("SIZE")}
 
 
@@ -254,7 +254,7 @@ def test_show_prints_the_details(managed: Workplace) -> None:
     assert facts | {"modified": ""} == {
         "name": "guessed",
         "kind": "chat",
-        "size": "10.0 kB",
+        "size": "9.8 KiB",
         "capabilities": "completion",
         "context": "~8192 tokens (estimate)",
         "format": "bin",
@@ -263,7 +263,7 @@ def test_show_prints_the_details(managed: Workplace) -> None:
         "quantization": "Q4_0",
         "digest": "sha256:00",
         "modified": "",
-        "in memory": "2.0 GB, 1.5 GB, 5 min left",
+        "in memory": "1.9 GiB, 1.4 GiB, 5 min left",
         "default for": "chat",
     }
     entry = json.loads(managed.good("models", "show", "tagged", "--json"))
@@ -296,9 +296,9 @@ def test_progress_sums_the_layers_of_a_pull(managed: Workplace) -> None:
     # A layer is known of when its turn comes.
     assert done.stderr.splitlines() == [
         "downloading",
-        *("25% of 6.0 kB", "50% of 6.0 kB", "75% of 6.0 kB", "100% of 6.0 kB"),
-        *("75% of 9.0 kB", "83% of 9.0 kB", "91% of 9.0 kB", "100% of 9.0 kB"),
-        "100% of 10.0 kB",
+        *("25% of 5.9 KiB", "50% of 5.9 KiB", "75% of 5.9 KiB", "100% of 5.9 KiB"),
+        *("75% of 8.8 KiB", "83% of 8.8 KiB", "91% of 8.8 KiB", "100% of 8.8 KiB"),
+        "100% of 9.8 KiB",
         "verifying sha256 digest",
         "Try it: engine-plugin chat --model new",
     ]
@@ -310,7 +310,7 @@ def test_progress_of_unknown_size_has_no_percentage(capsys: pytest.CaptureFixtur
         show({"status": "downloading", "digest": "b", "completed": 5, "total": 0})
         show({"status": "downloading", "digest": "a", "completed": 10, "total": 10})
         show({"status": "downloading", "digest": "b", "completed": 6, "total": 10})
-    assert capsys.readouterr().err.splitlines() == ["downloading", "50% of 10 B", "80% of 20 B"]
+    assert capsys.readouterr().err.splitlines() == ["downloading", "50% of 10 bytes", "80% of 20 bytes"]
 
 
 def test_models_ps_needs_a_running_engine(managed: Workplace) -> None:
@@ -319,8 +319,8 @@ def test_models_ps_needs_a_running_engine(managed: Workplace) -> None:
     with managed.serving():
         assert rows(managed.good("models", "ps")) == [
             ["NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE"],
-            ["embedder", "embed", "500.0 kB", "0 B", "12 s"],
-            ["guessed", "chat", "2.0 GB", "1.5 GB", "4096", "5 min left"],
+            ["embedder", "embed", "488 KiB", "0 bytes", "12 s"],
+            ["guessed", "chat", "1.9 GiB", "1.4 GiB", "4096", "5 min left"],
         ]
         assert managed.good("models", "load", "tagged") == "loaded tagged\n"
         assert json.loads(managed.good("models", "unload", "tagged", "--json")) == {"unloaded": ["tagged"]}
@@ -330,10 +330,10 @@ def test_models_ps_needs_a_running_engine(managed: Workplace) -> None:
 def test_terminal_shows_one_bar_for_all_layers(managed: Workplace) -> None:
     status, shown = at_terminal(managed, "models", "pull", "new")
     assert status == 0
-    assert "10.0/10.0 kB" in shown
+    assert "9.8/9.8 KiB" in shown
     assert shown.count("verifying sha256 digest") == 1
     assert "pulling manifest" not in shown
-    assert "3.0 kB" not in shown
+    assert "2.9 KiB" not in shown
 
 
 @pytest.mark.promise("H3")

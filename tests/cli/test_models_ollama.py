@@ -50,7 +50,7 @@ def test_attached_server_pulls_copies_and_uses_models(workplace: Workplace, olla
     done = workplace.run("models", "pull", "fresh")
     assert (done.returncode, done.stdout) == (0, "pulled fresh:latest\n")
     assert "pulling manifest" not in done.stderr
-    assert "100% of 48.0 MB" in done.stderr.splitlines()
+    assert "100% of 46 MiB" in done.stderr.splitlines()
     assert workplace.good("models", "copy", "fresh", "mine:1b") == "copied fresh to mine:1b\n"
     assert "mine:1b" in ollama.names()
     before = (workplace.plugin / "plugin.yaml").read_text()

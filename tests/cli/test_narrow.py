@@ -62,6 +62,6 @@ def test_wide_characters_count_as_two_cells(managed: Workplace) -> None:
 def test_progress_bar_fits_one_line(managed: Workplace, columns: int) -> None:
     lines = shown(managed, columns, "models", "pull", "owner/big.bin")
     [bar] = {line.strip() for line in lines if "100%" in line}
-    assert "10.0/10.0 kB" in bar
+    assert "9.8/9.8 KiB" in bar
     assert len(bar) <= columns
     assert ("━" in bar) == (columns == 80)

@@ -32,10 +32,10 @@ def shown(place: Workplace) -> dict[str, Any]:
 
 
 AVAILABLE = [
-    "AVAILABLE      SIZE    CONTEXT  CAPABILITIES",
-    "embedder       2.0 kB  512      [embedding]",
-    "guessed        2.0 kB  ~8192    [completion]",
-    "tagged:latest  2.0 kB  40960    [completion, tools]",
+    "AVAILABLE      SIZE   CONTEXT  CAPABILITIES",
+    "embedder       2 KiB  512      [embedding]",
+    "guessed        2 KiB  ~8192    [completion]",
+    "tagged:latest  2 KiB  40960    [completion, tools]",
 ]
 
 
@@ -60,9 +60,9 @@ def test_status_of_a_running_engine(place: Workplace) -> None:
     assert lines[3].startswith("log:     ")
     assert lines[4:] == [
         "",
-        "LOADED    MEMORY    VRAM    IDLE",
-        "guessed   2.0 GB    1.5 GB  5 min left",
-        "embedder  500.0 kB  0 B     12 s",
+        "LOADED    MEMORY   VRAM     IDLE",
+        "guessed   1.9 GiB  1.4 GiB  5 min left",
+        "embedder  488 KiB  0 bytes  12 s",
         "",
         *AVAILABLE,
     ]
