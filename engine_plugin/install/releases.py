@@ -7,9 +7,10 @@ SHA-256 is used. The drivers provide the lists of archives.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
 
-__all__ = ["Archive", "DownloadRules", "Downloads", "find_digest", "likely_accelerators", "select_archives"]
+__all__ = ["Archive", "Downloads", "find_digest", "likely_accelerators", "select_archives"]
 
 _HEX64 = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 _LISTED = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})\s+[ *]?(\S.*)")
@@ -132,42 +133,41 @@ def _digest_in_json(text: str, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class DownloadRules:
-    """The settings of plugin.yaml for downloads. With `offline`, files are taken from `offline_dir` only."""
-
-    offline_dir: Path
-    offline: bool = False
-    verify: bool = True
-    policy: FetchPolicy = field(default_factory=FetchPolicy)
-
-
 class Downloads:
-    """Downloads and verifies archives. `folder` keeps downloaded files, also partial ones, until `clear`.
+    """Downloads and verifies archives. The caller holds the lock of the installation.
 
-    The caller holds the lock of the installation. Archives that plugin.yaml names by a path are not copied.
+    Archives that plugin.yaml names by a path are not copied.
     """
 
-    def __init__(self, folder: Path, rules: DownloadRules) -> None:
-        self._folder = folder
-        self._rules = rules
+    folder: Path
+    """It keeps downloaded files, also partial ones, until `clear`."""
+
+    offline_dir: Path
+    """The only place that files are taken from with `offline`."""
+
+    offline: bool = False
+    verify: bool = True
+    """Whether a file whose SHA-256 is unknown is refused."""
+
+    policy: FetchPolicy = field(default_factory=FetchPolicy)
 
     async def clear(self) -> None:
         """Delete all downloaded files."""
-        await in_thread(_remove_files, self._folder)
+        await in_thread(self.remove_older, math.inf)
 
     def remove_older(self, than: float) -> None:
         """Delete the files from before `than`, in seconds since the epoch: a later switch has used them. Blocking."""
-        if self._folder.is_dir():
-            for entry in self._folder.iterdir():
+        if self.folder.is_dir():
+            for entry in self.folder.iterdir():
                 if entry.stat().st_mtime <= than:
                     entry.unlink(missing_ok=True)
+            with suppress(OSError):  # newer files are left
+                self.folder.rmdir()
 
     async def get(self, archive: Archive, progress: Progress) -> Path:
         """The complete and verified file of an archive. Raises InstallError or AuthError."""
         try:
-            source = _source(archive.url)
-            if isinstance(source, HttpSource) and self._rules.offline:
-                source = self._offline_file(source, archive)
+            source = self._source(archive.url)
             if isinstance(source, Path):
                 return await self._verify_local(source, archive, progress)
             return await self._download(source, archive, progress)
@@ -182,17 +182,23 @@ class Downloads:
         except OSError as error:
             raise InstallError(f"{error.filename or archive.label}: {error.strerror or error}") from error
 
-    def _offline_file(self, source: HttpSource, archive: Archive) -> Path:
-        path = self._rules.offline_dir / source.file_name
+    def _source(self, url: str) -> HttpSource | Path:
+        """Where a file comes from. Raises InstallError."""
+        source = _parse(url)
+        return self.offline_dir / source.file_name if self.offline and isinstance(source, HttpSource) else source
+
+    def _size(self, path: Path, archive: Archive) -> int:
         if path.is_file():
-            return path
-        raise InstallError(
-            f"engine.offline is true, but {path} is missing. Download {archive.label} on another machine and copy it "
-            f"there, with its SHA-256 as {path.name}.sha256 (or in engine.archives)"
-        )
+            return path.stat().st_size
+        if path.parent == self.offline_dir:
+            raise InstallError(
+                f"engine.offline is true, but {path} is missing. Download {archive.label} on another machine and "
+                f"copy it there, with its SHA-256 as {path.name}.sha256 (or in engine.archives)"
+            )
+        raise InstallError(f"{path}: the file does not exist. Correct the path in engine.archives")
 
     async def _verify_local(self, path: Path, archive: Archive, progress: Progress) -> Path:
-        size = await in_thread(_size, path)
+        size = await in_thread(self._size, path, archive)
         if archive.size and size != archive.size:
             raise InstallError(f"{path}: size mismatch: expected {archive.size} bytes, got {size}")
         beside = [f"{path}.sha256", *(str(path.parent / name) for name in _CHECKSUM_FILES)]
@@ -200,13 +206,7 @@ class Downloads:
         progress(f"verifying {path}")
         digest = (await sha256_of(path)).removeprefix("sha256:")
         if expected and digest != expected:
-            raise catalogue.CHECKSUM_MISMATCH.error_as(
-                InstallError,
-                place=f"{path}: the file",
-                found=f"sha256:{digest}",
-                wanted=f"sha256:{expected}",
-                fix="Replace the file",
-            )
+            raise _mismatch(str(path), digest, expected, "Replace the file")
         return path
 
     async def _download(self, source: HttpSource, archive: Archive, progress: Progress) -> Path:
@@ -217,13 +217,8 @@ class Downloads:
             if not expected or digest == expected:
                 return partial.path
             await in_thread(partial.discard)
-            raise catalogue.CHECKSUM_MISMATCH.error_as(
-                InstallError,
-                place=f"{source.label}: the file",
-                found=f"sha256:{digest}",
-                wanted=f"sha256:{expected}",
-                fix="The download was deleted. Try again; if the error persists, correct the digest or the source",
-            )
+            fix = "The download was deleted. Try again; if the error persists, correct the digest or the source"
+            raise _mismatch(source.label, digest, expected, fix)
 
     async def _expected_digest(
         self, archive: Archive, name: str, candidates: Sequence[str], progress: Progress
@@ -236,7 +231,7 @@ class Downloads:
             found = await in_thread(find_digest, listed, name)
             if found:
                 return found
-        if not self._rules.verify:
+        if not self.verify:
             progress(f"{name} is not verified: its SHA-256 is unknown, and engine.verify is false")
             return ""
         where = without_secrets(archive.checksums) or " or ".join(without_secrets(guess) for guess in candidates)
@@ -247,20 +242,13 @@ class Downloads:
 
     async def _read_checksums(self, place: str, progress: Progress, *, needed: bool) -> bytes:
         """The content of a checksum file; empty if it is missing and not `needed`."""
-
-        def words_only(step: str | ChunkProgress) -> None:
-            if isinstance(step, str):
-                progress(step)
-
-        source = _source(place)
-        if isinstance(source, HttpSource) and self._rules.offline:
-            source = self._rules.offline_dir / source.file_name
+        source = self._source(place)
         if isinstance(source, Path):
             return await in_thread(_head, source) if source.is_file() else b""
         try:
             async with (
                 asyncio.timeout(_CHECKSUMS_TIMEOUT),
-                self._downloaded(source, "checksums", words_only, limit=_CHECKSUMS_LIMIT) as partial,
+                self._downloaded(source, "checksums", progress, limit=_CHECKSUMS_LIMIT) as partial,
             ):
                 try:
                     return await in_thread(_head, partial.path)
@@ -280,22 +268,23 @@ class Downloads:
     async def _downloaded(
         self, source: HttpSource, name: str, progress: Progress, sha256: str = "", size: int = 0, limit: int = 0
     ) -> AsyncIterator[Partial]:
-        """Download a file into an open partial, which is kept after a failure."""
-        partial = Partial(self._folder, _UNSAFE.sub("_", name)[-100:] or "archive")
+        """Download a file into an open partial, which is kept after a failure.
+
+        A file with a `limit` in bytes is small, so its bytes are not reported.
+        """
+        partial = Partial(self.folder, _UNSAFE.sub("_", name)[-100:] or "archive")
 
         def publish(event: PullEvent) -> None:
-            if isinstance(event, ChunkProgress):
+            if isinstance(event, ChunkProgress) and not limit:
                 progress(event)
             elif isinstance(event, Status):
                 progress(event.text)
 
         try:
-            await in_thread(private_folder, self._folder)
+            await in_thread(private_folder, self.folder)
             async with partial.opened():
                 report = ProgressReport(publish, sha256)
-                fetch = Fetch(
-                    source, partial, report, sha256=sha256, size=size, limit=limit, policy=self._rules.policy
-                )
+                fetch = Fetch(source, partial, report, sha256=sha256, size=size, limit=limit, policy=self.policy)
                 try:
                     await fetch.run()
                     await in_thread(partial.sync)
@@ -304,10 +293,10 @@ class Downloads:
                     if not partial.size:
                         await in_thread(partial.discard)
         except OSError as error:
-            raise disk_error(error, self._folder, partial.size, partial.state.total) from error
+            raise disk_error(error, self.folder, partial.size, partial.state.total) from error
 
 
-def _source(url: str) -> HttpSource | Path:
+def _parse(url: str) -> HttpSource | Path:
     """Parse a URL or a path. Raises InstallError."""
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     try:
@@ -331,19 +320,12 @@ def _digest_url(url: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path}.sha256"))
 
 
-def _size(path: Path) -> int:
-    if not path.is_file():
-        raise InstallError(f"{path}: the file does not exist. Correct the path in engine.archives")
-    return path.stat().st_size
+def _mismatch(place: str, digest: str, expected: str, fix: str) -> InstallError:
+    return catalogue.CHECKSUM_MISMATCH.error_as(
+        InstallError, place=f"{place}: the file", found=f"sha256:{digest}", wanted=f"sha256:{expected}", fix=fix
+    )
 
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(_CHECKSUMS_LIMIT)
-
-
-def _remove_files(folder: Path) -> None:
-    if folder.is_dir():
-        for entry in folder.iterdir():
-            entry.unlink(missing_ok=True)
-        folder.rmdir()

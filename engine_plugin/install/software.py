@@ -27,7 +27,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.install.holds import Hold
 from engine_plugin.install.pip import install_packages
-from engine_plugin.install.releases import Archive, DownloadRules, Downloads
+from engine_plugin.install.releases import Archive, Downloads
 from engine_plugin.install.versions import Installation, InstallSteps
 from engine_plugin.manifest.paths import is_file
 from engine_plugin.process import python
@@ -45,7 +45,6 @@ __all__ = [
     "Backend",
     "InstallHooks",
     "LocalSoftware",
-    "SoftwareInstaller",
     "SoftwareOptions",
     "distribution_version",
     "find_unpacked_program",
@@ -136,15 +135,13 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         """No I/O."""
         self._options = options
         self._environ = environ
-        self._installer = SoftwareInstaller(
-            data_dir / "software",
-            self.engine,
-            self.requirements,
-            environ,
-            offline=options.offline,
-            verify=options.verify,
+        self.folder = data_dir / "software"
+        """The directory of the installed versions."""
+        self._offline = self.folder / "offline"
+        self._installation = Installation(self.folder, self.engine)
+        self._downloads = Downloads(
+            self.folder / "downloads", self._offline, offline=options.offline, verify=options.verify
         )
-        self._installation = self._installer.installation
 
     # Provided by the driver
 
@@ -198,11 +195,6 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
 
     # Called by the driver
 
-    @property
-    def folder(self) -> Path:
-        """The directory of the installed versions."""
-        return self._installer.root
-
     def check(self) -> EngineCheck:
         """Check the software without running it. Blocking. Raises PreconditionError like `_find`."""
         backend = self._find()
@@ -245,8 +237,8 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         raise UnavailableError(f"{backend.origin} is locked by another program; call StartEngine again later")
 
     async def sweep(self) -> None:
-        """Remove the remains of killed installations and versions that are no longer in use."""
-        await self._installer.sweep()
+        """Remove the remains of killed installations, also downloads, and versions that are no longer in use."""
+        await in_thread(self._installation.sweep, self._downloads.remove_older)
 
     async def install(self, progress: Progress, hooks: InstallHooks, *, cover: bool) -> str:
         """Install into the data directory unless usable software is present. Returns a description of the software.
@@ -288,6 +280,51 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
             return False
         return await self._replace(progress, hooks, is_done)
 
+    # Steps of `_fill`
+
+    async def install_packages(
+        self,
+        target: Path,
+        progress: Progress,
+        *,
+        only: Collection[str] = (),
+        without: Collection[str] = (),
+        also: Sequence[str] = (),
+    ) -> None:
+        """Install the packages of the requirements file, or a selection of them. Raises InstallError.
+
+        pip checks their hashes, except with `also`, which names additional packages of any version.
+        """
+        lines = await in_thread(_select, self.requirements, only, without)
+        if also:
+            lines = "\n".join([*(line.rstrip(" \\") for line in lines.splitlines() if "--hash=" not in line), *also])
+        async with self._installation.scratch() as scratch:
+            chosen = scratch / "requirements.txt"
+            await in_thread(chosen.write_text, lines, encoding="utf-8")
+            arguments = [*([] if also else ["--require-hashes"]), "-r", str(chosen)]
+            wheels = self._offline if self._options.offline else None
+            await install_packages(target, arguments, self._environ, progress, scratch=scratch, wheels=wheels)
+
+    async def _unpack(self, archives: Sequence[Archive], target: Path, progress: Progress) -> None:
+        """Download, verify and unpack archives into the new directory `target`. Raises InstallError."""
+        from engine_plugin.install.archives import unpack  # not before the handshake
+
+        files = [await self._downloads.get(archive, progress) for archive in archives]
+        progress(f"unpacking {', '.join(archive.label.rpartition('/')[2] for archive in archives)}")
+        try:
+            await unpack(files, target)
+        except InstallError:
+            if not self._options.verify:  # verified files are kept for the next attempt
+                await self._downloads.clear()
+            raise
+
+    async def _require_room(self, folder: Path, size: int, what: str) -> None:
+        """Raise InstallError if the disk of `folder` has less than `size` free bytes for `what`."""
+        try:
+            await in_thread(check_room, folder, size, what)
+        except DownloadError as error:
+            raise InstallError.retold(error) from error
+
     # Internals
 
     async def _install_distribution(self, folder: Path, progress: Progress, name: str, *also_unpinned: str) -> None:
@@ -298,9 +335,9 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         progress(f"installing {name} {self.wanted_version} into {self.folder}")
         if version := self._options.version:
             without, also = (name, *also_unpinned), [f"{name}=={version}"]
-            await self._installer.install_packages(folder, progress, without=without, also=also)
+            await self.install_packages(folder, progress, without=without, also=also)
         else:
-            await self._installer.install_packages(folder, progress)
+            await self.install_packages(folder, progress)
 
     async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
         """Install `wanted_version` beside the present one, try it, and switch to it. False if `is_done`.
@@ -320,7 +357,11 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
                 facts |= {"executable": program.relative_to(folder).as_posix(), "source": self._release_id(archives)}
             return {**facts, "version": await self._verified_version(folder, facts, hooks)}
 
-        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
+        async def adopt() -> None:
+            await hooks.adopt()
+            await self._downloads.clear()
+
+        return await self._installation.replace(InstallSteps(fill, check, adopt, is_done), progress)
 
     async def _verified_version(self, folder: Path, facts: Mapping[str, str], hooks: InstallHooks) -> str:
         """Run a new installation and return its version. Raises InstallError if it does not answer."""
@@ -376,87 +417,6 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
     def _exit_reason(self, status: int, words: str) -> str:
         """Why the software does not run, by its exit status and the end of its output, as the end of a sentence."""
         return f"(exit code {status}): {words[-_OUTPUT_TAIL:]}"
-
-
-class SoftwareInstaller:
-    """Installs packages and archives into directories below `root`. Owned by a LocalSoftware."""
-
-    def __init__(
-        self,
-        root: Path,
-        engine: str,
-        requirements: Path,
-        environ: Mapping[str, str],
-        *,
-        offline: bool,
-        verify: bool,
-    ) -> None:
-        self.root = root
-        self.installation = Installation(root, engine)
-        self._requirements = requirements
-        self._environ = environ
-        self._offline = offline
-        self._verify = verify
-        self._offline_dir = root / "offline"
-        self._downloads = Downloads(root / "downloads", DownloadRules(self._offline_dir, offline, verify))
-
-    async def sweep(self) -> None:
-        """Remove the remains of killed installations, also downloads, and versions that are no longer in use."""
-        await in_thread(self.installation.sweep, self._downloads.remove_older)
-
-    async def install_packages(
-        self,
-        target: Path,
-        progress: Progress,
-        *,
-        only: Collection[str] = (),
-        without: Collection[str] = (),
-        also: Sequence[str] = (),
-    ) -> None:
-        """Install the packages of the requirements file, or a selection of them. Raises InstallError.
-
-        pip checks their hashes, except with `also`, which names additional packages of any version.
-        """
-        lines = await in_thread(_select, self._requirements, only, without)
-        if also:
-            lines = "\n".join([*(line.rstrip(" \\") for line in lines.splitlines() if "--hash=" not in line), *also])
-        async with self.installation.scratch() as scratch:
-            chosen = scratch / "requirements.txt"
-            await in_thread(chosen.write_text, lines, encoding="utf-8")
-            arguments = [*([] if also else ["--require-hashes"]), "-r", str(chosen)]
-            wheels = self._offline_dir if self._offline else None
-            await install_packages(target, arguments, self._environ, progress, scratch=scratch, wheels=wheels)
-
-    async def unpack(self, archives: Sequence[Archive], target: Path, progress: Progress) -> None:
-        """Download, verify and unpack archives into the new directory `target`. Raises InstallError."""
-        from engine_plugin.install.archives import unpack  # not before the handshake
-
-        files = [await self._downloads.get(archive, progress) for archive in archives]
-        progress(f"unpacking {', '.join(archive.label.rpartition('/')[2] for archive in archives)}")
-        try:
-            await unpack(files, target)
-        except InstallError:
-            if not self._verify:  # verified files are kept for the next attempt
-                await self._downloads.clear()
-            raise
-
-    async def require_room(self, folder: Path, size: int, what: str) -> None:
-        """Raise InstallError if the disk of `folder` has less than `size` free bytes for `what`."""
-        try:
-            await in_thread(check_room, folder, size, what)
-        except DownloadError as error:
-            raise InstallError.retold(error) from error
-
-    async def replace(self, steps: InstallSteps, progress: Progress) -> bool:
-        """Call `Installation.replace`, then delete the downloads."""
-
-        async def adopt() -> None:
-            await steps.adopt()
-            await self._downloads.clear()
-
-        return await self.installation.replace(
-            InstallSteps(fill=steps.fill, check=steps.check, adopt=adopt, is_done=steps.is_done), progress
-        )
 
 
 def requested_backend(asked: str, named: Mapping[str, object]) -> str:

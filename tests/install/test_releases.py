@@ -24,7 +24,6 @@ from engine_plugin.errors import AuthError, InstallError
 from engine_plugin.install import releases
 from engine_plugin.install.releases import (
     Archive,
-    DownloadRules,
     Downloads,
     find_digest,
     likely_accelerators,
@@ -137,11 +136,11 @@ class Place:
         self.folder = root / "downloads"
         self.offline_dir = root / "offline"
         self.told: list[str | ChunkProgress] = []
-        self.rules = DownloadRules(self.offline_dir, policy=POLICY, **rules)
+        self.downloads = Downloads(self.folder, self.offline_dir, policy=POLICY, **rules)
 
     async def get(self, archive: Archive) -> Path:
         async with asyncio.timeout(LIMIT):
-            return await Downloads(self.folder, self.rules).get(archive, self.told.append)
+            return await self.downloads.get(archive, self.told.append)
 
     def left(self) -> set[str]:
         return {path.name for path in self.folder.glob("*")}
@@ -173,7 +172,7 @@ async def test_digest_from_plugin_yaml_is_checked(place: Place, server: FileServ
     assert [request.path for request in server.requests] == [f"/v1/{NAME}"]
     last = next(step for step in reversed(place.told) if isinstance(step, ChunkProgress))
     assert last == ChunkProgress(f"sha256:{SHA256}", len(DATA), len(DATA))
-    await Downloads(place.folder, place.rules).clear()
+    await place.downloads.clear()
     assert not place.folder.exists()
 
 
@@ -307,7 +306,7 @@ async def test_file_that_changes_during_the_download_is_downloaded_again(place: 
 
 async def test_stalled_download_times_out(tmp_path: Path, server: FileServer) -> None:
     place = Place(tmp_path)
-    place.rules = replace(place.rules, policy=replace(POLICY, stall_s=0.3))
+    place.downloads = replace(place.downloads, policy=replace(POLICY, stall_s=0.3))
     server.scripts.append(Script(stall_after=100_000))
     assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
     assert server.requests[1].range == "bytes=100000-"

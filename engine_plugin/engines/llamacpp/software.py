@@ -132,12 +132,12 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppOptions]):
 
     async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
         if not archives:
-            await self._installer.require_room(folder, _NEEDED_BYTES, "xllamacpp")
+            await self._require_room(folder, _NEEDED_BYTES, "xllamacpp")
             await self._install_distribution(folder, progress, "xllamacpp")
             return
-        await self._installer.unpack(archives, folder / "llama.cpp", progress)
+        await self._unpack(archives, folder / "llama.cpp", progress)
         if not distribution_version(None, "gguf"):
-            await self._installer.install_packages(folder / _PYTHON, progress, without=("xllamacpp",))
+            await self.install_packages(folder / _PYTHON, progress, without=("xllamacpp",))
 
     def _installed(self, folder: Path, facts: Mapping[str, str]) -> Backend:
         version = facts.get("version", "")

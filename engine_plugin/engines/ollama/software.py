@@ -85,7 +85,7 @@ class OllamaSoftware(LocalSoftware[OllamaOptions]):
         return "ollama"
 
     async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
-        await self._installer.unpack(archives, folder / _UNPACKED, progress)
+        await self._unpack(archives, folder / _UNPACKED, progress)
 
     def _installed(self, folder: Path, facts: Mapping[str, str]) -> Backend:
         program = str(folder / facts.get("executable", f"{_UNPACKED}/bin/ollama"))

@@ -153,16 +153,16 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
 
     async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
         kind = await in_thread(self._kind)
-        await self._installer.require_room(folder, _NEEDED_BYTES[kind], "OpenVINO")
+        await self._require_room(folder, _NEEDED_BYTES[kind], "OpenVINO")
         if kind == "embedded":
             await self._install_distribution(folder, progress, *_OPENVINO)
             return
         if archives:
-            await self._installer.unpack(archives, folder / _OVMS_FOLDER, progress)
+            await self._unpack(archives, folder / _OVMS_FOLDER, progress)
         if await in_thread(_lacking, None):
-            await self._installer.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
+            await self.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
         if await in_thread(self._imports_python, folder if archives else None):
-            await self._installer.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
+            await self.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
 
     def _installed(self, folder: Path, facts: Mapping[str, str]) -> Backend:
         kind, version = facts.get("kind", ""), facts.get("version", "")

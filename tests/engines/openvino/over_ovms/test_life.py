@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from engine_plugin.errors import BadGatewayError, PreconditionError
-from engine_plugin.install.software import SoftwareInstaller
+from engine_plugin.install.software import LocalSoftware
 from engine_plugin.models.store import PullRequest
 from tests.engines.openvino.spoiling import spoil
 from tests.patience import LIMIT
@@ -76,7 +76,7 @@ async def test_release_is_installed_upgraded_and_rolled_back(
     async def no_packages(*_arguments: Any, **_options: Any) -> None:
         """The packages are already beside engine-plugin."""
 
-    monkeypatch.setattr(SoftwareInstaller, "install_packages", no_packages)
+    monkeypatch.setattr(LocalSoftware, "install_packages", no_packages)
     told: list[object] = []
     mirror.publish("2026.3")
     release = {"backend": "release", "ovms": "", "mirror": mirror.url}
