@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
@@ -42,9 +41,6 @@ _FLUSH_BYTES = 1024 * 1024
 _FLUSH_S = 0.1
 """Received bytes are written in pieces of this size, or after this time, whichever comes first."""
 
-_SMALL = 64 * 1024
-"""Bytes of one of several files whose end needs no event."""
-
 _STEP = 64 * 1024
 """Bytes by which an attempt must pass all earlier ones to count as progress, so that slow drips come to an end."""
 
@@ -73,21 +69,19 @@ class ProgressReport:
     def at(self, completed: int, total: int, *, last: bool = False) -> None:
         """So many bytes of the current file are here, of `total` (0: unknown).
 
-        Called for each piece, and at the end as `last`, which is always published, except for a small one of several
-        files.
+        Called for each piece, and at the end as `last`, which is always published for the only or the last file.
         """
         self.completed, self.total = self._before + completed, self._whole or total
         now = time.monotonic()
-        if now >= self._next or (last and not (self._whole and 0 < total < _SMALL)):
+        if now >= self._next or (last and self.completed >= self._whole):
             self._next = now + self._every_s
             digest = f"sha256:{self.sha256}" if self.sha256 and not self._whole else ""
             self.publish(ChunkProgress(digest, self.completed, self.total))
 
     def file_done(self, size: int) -> None:
-        """One of several files is complete, with so many bytes."""
+        """A file is complete, with so many bytes."""
         self._before += size
-        if self._before == self._whole:
-            self.at(0, 0, last=True)
+        self.at(0, self._before, last=True)
 
 
 class Fetch:
@@ -111,6 +105,7 @@ class Fetch:
         `present` returns whether the file of an answer is already on this machine.
         """
         self.validator = ""
+        self.skipped = False
         self._asked = sha256
         self._size = size
         self._limit = limit
@@ -130,22 +125,23 @@ class Fetch:
         """The expected digest (64 hex digits): the caller's, else the server's, else ""."""
         return self._asked or self._named
 
-    async def run(self) -> bool:
-        """Download the whole file; False where `present` returned True.
+    async def run(self) -> None:
+        """Download the whole file. Sets `validator` to the ETag or Last-Modified of this version.
 
-        Sets `validator` to the ETag or Last-Modified of this version.
+        Where `present` returned True, it sets `skipped` and downloads nothing.
         Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError.
         """
         await self._prepare()
         if self._partial.size and self._partial.size == self._partial.state.total and self._verified():
-            self.validator = self._partial.state.etag or self._partial.state.last_modified
-            return True
+            self.validator = self._partial.state.validator
+            return
         client = await in_thread(http_client, self._policy, insecure=self._insecure)  # reads root certificates
         async with client:
             furthest, fruitless = self._partial.size, 0
             while True:
                 try:
-                    return await self._attempt(client)
+                    await self._attempt(client)
+                    return
                 except DroppedError as error:
                     fruitless = 0 if self._partial.size >= furthest + _STEP else fruitless + 1
                     furthest = max(furthest, self._partial.size)
@@ -165,15 +161,14 @@ class Fetch:
         await self._partial.resume()
 
     def _resumable(self, state: PartialState) -> bool:
-        return bool(state.etag or state.last_modified or self._asked or state.sha256)
+        return bool(state.validator or self._asked or state.sha256)
 
     def _headers(self) -> dict[str, str]:
         state = self._partial.state
         if not self._partial.size:
             return {}
         headers = {"Range": f"bytes={self._partial.size}-"}
-        validator = state.etag or state.last_modified
-        return {**headers, "If-Range": validator} if validator else headers
+        return {**headers, "If-Range": state.validator} if state.validator else headers
 
     async def _wait_for_next(self, error: DroppedError, fruitless: int) -> None:
         policy = self._policy
@@ -193,7 +188,7 @@ class Fetch:
         self._publish(Status(f"{error}; trying again in {wait:.1f} s, after {byte_size(here)}"))
         await asyncio.sleep(wait)
 
-    async def _attempt(self, client: httpx.AsyncClient) -> bool:
+    async def _attempt(self, client: httpx.AsyncClient) -> None:
         if self._partial.size and not self._resumable(self._partial.state):
             await in_thread(self._partial.restart)
         try:
@@ -202,18 +197,20 @@ class Fetch:
             ) as answer:
                 self._answered = True
                 answer.check_status()
-                return await self._receive(answer)
+                await self._receive(answer)
         except UnreachableError as error:
             if self._answered:
                 raise DroppedError("the server is no longer reachable") from error
             raise
 
-    async def _receive(self, answer: Answer) -> bool:
+    async def _receive(self, answer: Answer) -> None:
         remote = answer.remote()
-        if self._present(remote):
-            return False
+        self.skipped = self._present(remote)
+        if self.skipped:
+            return
         if answer.response.status_code == 416:
-            return await self._nothing_more(remote)
+            await self._nothing_more(remote)
+            return
         await self._place(answer, remote)
         total = self._partial.state.total or self._size
         await self._check_size(total)
@@ -231,7 +228,6 @@ class Fetch:
             raise
         if total and self._partial.size < total:
             raise DroppedError(f"the server ended after {self._partial.size} of {total} bytes")
-        return True
 
     async def _check_size(self, total: int) -> None:
         """Raise DownloadError unless the announced size is the expected one and within the limit."""
@@ -244,14 +240,14 @@ class Fetch:
         if self._limit and total > self._limit:
             raise DownloadError(f"{self._source.label}: the file has {total} bytes; the limit is {self._limit}.")
 
-    async def _nothing_more(self, remote: Remote) -> bool:
+    async def _nothing_more(self, remote: Remote) -> None:
         """Handle status 416: the bytes that have arrived are the whole file, or of another one."""
         partial = self._partial
         totals = {remote.total, partial.state.total} - {0}
         if totals == {partial.size}:
-            self.validator = partial.state.etag or partial.state.last_modified
+            self.validator = partial.state.validator
             self._named = partial.state.sha256
-            return True
+            return
         await in_thread(partial.restart)
         raise DroppedError("the file on the server is shorter than what has arrived; starting over")
 
@@ -283,7 +279,7 @@ class Fetch:
             total=remote.total or known.total,
             sha256=self.sha256,
         )
-        self.validator = state.etag or state.last_modified
+        self.validator = state.validator
         if state != partial.state:
             await in_thread(partial.save_state, state)
 
@@ -303,10 +299,11 @@ class Fetch:
             )
 
     async def _store_body(self, answer: Answer, total: int) -> None:
-        buffer = _Buffer([], 0, 0.0)
+        """Write the body in large pieces: a call of a thread for each chunk would take longer than the write."""
+        waiting, written_at = bytearray(), 0.0
         try:
             async for chunk in answer.response.aiter_raw():
-                here = self._partial.size + buffer.size + len(chunk)
+                here = self._partial.size + len(waiting) + len(chunk)
                 if total and here > total:
                     raise DownloadError(
                         f"{answer.place}: the server sent more than the {total} bytes that it announced."
@@ -315,16 +312,20 @@ class Fetch:
                     raise DownloadError(
                         f"{answer.place}: the server sent more than the limit of {self._limit} bytes."
                     )
-                buffer.add(chunk)
-                if buffer.due():
-                    await in_thread(self._write, buffer.take(), total)
+                waiting += chunk
+                if len(waiting) >= _FLUSH_BYTES or time.monotonic() >= written_at + _FLUSH_S:
+                    data, waiting = waiting, bytearray()
+                    await in_thread(self._write, data, total)
+                    written_at = time.monotonic()
                 self._progress.at(here, total)
         finally:
-            if buffer.size:
-                await in_thread(self._partial.write, buffer.take())
-            self._progress.at(self._partial.size, total, last=True)
+            try:
+                if waiting:
+                    await in_thread(self._partial.write, waiting)
+            finally:
+                self._progress.at(self._partial.size, total, last=True)
 
-    def _write(self, data: bytes, total: int) -> None:
+    def _write(self, data: bytearray, total: int) -> None:
         """Append, and check the free space every ROOM_EVERY bytes. Blocks."""
         partial = self._partial
         partial.write(data)
@@ -334,26 +335,3 @@ class Fetch:
                 check_room(partial.folder, total - partial.size)
             else:
                 check_reserve(partial.folder, partial.size)
-
-
-@dataclass(slots=True)
-class _Buffer:
-    """Received bytes that are not written yet, so that one call of a thread writes many chunks."""
-
-    chunks: list[bytes]
-    size: int
-    written_at: float
-
-    def add(self, chunk: bytes) -> None:
-        self.chunks.append(chunk)
-        self.size += len(chunk)
-
-    def due(self) -> bool:
-        return self.size >= _FLUSH_BYTES or time.monotonic() >= self.written_at + _FLUSH_S
-
-    def take(self) -> bytes:
-        data = b"".join(self.chunks)
-        self.chunks.clear()
-        self.size = 0
-        self.written_at = time.monotonic()
-        return data

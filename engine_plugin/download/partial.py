@@ -41,6 +41,11 @@ class PartialState:
     total: int = 0
     sha256: str = ""
 
+    @property
+    def validator(self) -> str:
+        """The ETag or Last-Modified, which identifies the version of the file, or ""."""
+        return self.etag or self.last_modified
+
     @classmethod
     def from_json(cls, value: dict[str, Any] | None) -> PartialState:
         """Read the saved state. For anything else the state is empty and fits no source."""
@@ -97,11 +102,7 @@ class Partial:
         finally:
             await in_thread(self.close)
 
-    def leftovers(self) -> bool:
-        """Whether an interrupted pull left any bytes."""
-        return self.path.exists()
-
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Append. `size` and digest stay right when it raises OSError, such as for a full disk."""
         file = self._opened()
         view = memoryview(data)

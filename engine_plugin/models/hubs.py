@@ -26,7 +26,7 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.jsontext import JsonError, read_json
-from engine_plugin.models.names import is_device_name, is_repository_name
+from engine_plugin.models.names import is_device_name, is_model_name
 from engine_plugin.redaction import entered, redacted
 from engine_plugin.system.files import LARGEST_JSON, in_thread
 from engine_plugin.system.sizes import byte_size
@@ -144,8 +144,9 @@ class Hub(ABC):
         """Read the list in a hub's answer. Raises DownloadError, and AuthError or NotFoundError for a refusal."""
         try:
             listing = self._listing(answer, source)
-            if not isinstance(listing.commit, str) or not listing.commit:
-                raise ValueError("no commit")
+            texts = [text for file in listing.files for text in (file.path, file.sha256, file.blob)]
+            if not listing.commit or not all(isinstance(text, str) for text in (listing.commit, *texts)):
+                raise TypeError("no commit, or an entry whose path or digest is not a string")
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise DownloadError(self._no_list(source, type(error).__name__)) from error
         return listing
@@ -218,7 +219,7 @@ class Hub(ABC):
 
         `where` is the field that names it. Raises InvalidRequestError and PreconditionError.
         """
-        if "/" not in repository or not is_repository_name(repository):
+        if "/" not in repository or not is_model_name(repository, owner=True):
             raise InvalidRequestError.at(
                 where, f"{redacted(repository)[:128]!r} is not a repository of {self.title}: write owner/name."
             )
@@ -245,8 +246,11 @@ class Hub(ABC):
 
     def page(self, url: str) -> tuple[str, str] | None:
         """The repository and the revision ("" for the default) of a page's URL; None for a page of another site."""
-        parts = urlsplit(url)
-        if parts.netloc.rpartition("@")[2] not in {*self.pages, urlsplit(self.endpoint).netloc}:
+        try:
+            parts, own = urlsplit(url), urlsplit(self.endpoint).netloc
+        except ValueError:
+            return None
+        if parts.scheme not in {"http", "https"} or parts.netloc.rpartition("@")[2] not in {*self.pages, own}:
             return None
         segments = [unquote(segment) for segment in parts.path.split("/") if segment]
         return self._page(segments)
@@ -392,36 +396,27 @@ def checked_files(files: Iterable[RemoteFile], label: str) -> list[RemoteFile]:
     listed = list(files)
     if len(listed) > _MOST_FILES:
         raise PullError(f"{label}: {len(listed)} files exceed the limit of {_MOST_FILES}.")
-    folders: dict[str, str] = {}
-    names: dict[str, str] = {}
+    taken: dict[str, str] = {}
     for file in listed:
         _check_entry(file, label)
-        for end in (index for index, letter in enumerate(file.path) if letter == "/"):
-            folder = file.path[:end]
-            folders.setdefault(folder.casefold(), folder)
-            if folders[folder.casefold()] != folder:
-                raise PullError(_twins(label, file.path, folders[folder.casefold()]))
-        if file.path.casefold() in names:
-            raise PullError(_twins(label, file.path, names[file.path.casefold()]))
-        names[file.path.casefold()] = file.path
-    for both in sorted(folders.keys() & names.keys()):
-        raise PullError(_twins(label, names[both], folders[both]))
+        ends = [index + 1 for index, letter in enumerate(file.path) if letter == "/"]
+        for name in (*(file.path[:end] for end in ends), file.path):  # each folder, with its slash, and the file
+            key = name.rstrip("/").casefold()
+            if taken.get(key, name) != name or (name == file.path and key in taken):
+                raise PullError(
+                    f"{label}: {file.path!r} and {taken[key]!r} cannot both be stored: some file systems ignore case."
+                )
+            taken[key] = name
     return listed
 
 
 def _check_entry(file: RemoteFile, label: str) -> None:
-    if not isinstance(file.path, str) or not isinstance(file.sha256, str) or not isinstance(file.blob, str):
-        raise PullError(f"{label}: the hub's list has an entry whose path or digest is not a string.")
     if not all(_SEGMENT.fullmatch(segment) and not is_device_name(segment) for segment in file.path.split("/")):
         raise PullError(f"{label}: {file.path[:200]!r} is not a safe file name.")
     if type(file.size) is not int or not 0 <= file.size < _LARGEST:
         raise PullError(f"{label}: the hub gives no valid size for {file.path}.")
     if (file.sha256 and not _HEX64.fullmatch(file.sha256)) or (file.blob and not _HEX40.fullmatch(file.blob)):
         raise PullError(f"{label}: the hub gives no valid digest for {file.path}.")
-
-
-def _twins(label: str, one: str, other: str) -> str:
-    return f"{label}: {one!r} and {other!r} cannot both be stored: some file systems ignore case."
 
 
 async def patiently(

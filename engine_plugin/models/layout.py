@@ -18,7 +18,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.models.names import is_model_name, is_repository_name, other_case
+from engine_plugin.models.names import is_model_name, other_case
 from engine_plugin.system.files import private_folder, sha256_of, sync_folder
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ __all__ = [
     "delete_tree",
     "digest_of_files",
     "digest_of_folder",
-    "extent_of_folder",
     "files_of",
     "files_to_copy",
     "fingerprint",
@@ -47,22 +46,20 @@ class Extent:
     size: int
     mtime_ns: int
 
-    @classmethod
-    def of(cls, stat: os.stat_result) -> Extent:
-        """The extent of a file."""
-        return cls(stat.st_size, stat.st_mtime_ns)
-
 
 class Layout(ABC):
     """The paths of the models below a root. All methods but `digest` block."""
+
+    folders: bool
+    """Whether a model is a folder; its name may have an owner then: `owner/name`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.partials = root / ".partial"
 
-    @abstractmethod
     def is_name(self, name: object) -> bool:
         """Whether a model may have this name."""
+        return is_model_name(name, owner=self.folders)
 
     @abstractmethod
     def path(self, name: str) -> Path:
@@ -76,15 +73,19 @@ class Layout(ABC):
     def names(self) -> tuple[list[str], list[tuple[str, str]]]:
         """The names of the models, sorted; and the invalid names, each with the reason."""
 
-    def _split(self, found: list[str], what: str) -> tuple[list[str], list[tuple[str, str]]]:
+    def _split(self, found: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
         """`names` for what was found."""
         bad = [name for name in found if not self.is_name(name)]
-        reason = f"its name is not a valid model name; rename the {what}"
+        reason = f"its name is not a valid model name; rename the {'folder' if self.folders else 'file'}"
         return sorted(filter(self.is_name, found)), [(name, reason) for name in bad]
 
-    @abstractmethod
     def extent(self, name: str) -> Extent | None:
         """The extent of a model, None if there is none."""
+        return self.extent_of(self.path(name))
+
+    @abstractmethod
+    def extent_of(self, path: Path) -> Extent | None:
+        """The extent of a model at this path, None if there is none."""
 
     @abstractmethod
     async def digest(self, name: str) -> str:
@@ -116,13 +117,11 @@ class Layout(ABC):
 class FileLayout(Layout):
     """Each model is one file, `<root>/<name><suffix>`, with its record beside it."""
 
+    folders = False
+
     def __init__(self, root: Path, suffix: str) -> None:
         super().__init__(root)
         self.suffix = suffix
-
-    def is_name(self, name: object) -> bool:
-        """As `is_model_name`."""
-        return is_model_name(name)
 
     def path(self, name: str) -> Path:
         """`<root>/<name><suffix>`."""
@@ -139,14 +138,15 @@ class FileLayout(Layout):
         except FileNotFoundError:
             return [], []
         stems = [entry.removesuffix(self.suffix) for entry in entries if entry.endswith(self.suffix)]
-        return self._split(stems, "file")
+        return self._split(stems)
 
-    def extent(self, name: str) -> Extent | None:
+    def extent_of(self, path: Path) -> Extent | None:
         """One stat."""
         try:
-            return Extent.of(self.path(name).stat())
+            stat = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return Extent(stat.st_size, stat.st_mtime_ns)
 
     async def digest(self, name: str) -> str:
         """The SHA-256 of the file."""
@@ -163,13 +163,9 @@ class FileLayout(Layout):
         sync_folder(self.root)
 
 
-def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """The files of a model: each path below its folder, with `/`, and its stat; sorted. Links to files are followed.
-
-    Raises OSError.
-    """
-    found: list[tuple[str, os.stat_result]] = []
-    waiting = [(folder, "")]
+def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Each file, link or other entry below a folder that is not hidden, by its path, with `/`. Raises OSError."""
+    waiting = [(str(folder), "")]
     while waiting:
         here, prefix = waiting.pop()
         with os.scandir(here) as entries:
@@ -177,19 +173,33 @@ def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
-                elif entry.is_file():
-                    found.append((f"{prefix}{entry.name}", entry.stat()))
-    return iter(sorted(found, key=lambda file: file[0]))
+                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
+                else:
+                    yield f"{prefix}{entry.name}", entry
+
+
+def files_of(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """The files of a model: each path below its folder, with `/`, and its stat; sorted. Links to files are followed.
+
+    Raises OSError.
+    """
+    found = [(path, entry.stat()) for path, entry in _entries(folder) if entry.is_file()]
+    return sorted(found, key=lambda file: file[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file in a folder that is pulled: its stat, and its path below `root`, without links."""
+    """A file that is copied: its stat, and its path below `root`, without links."""
 
     stat: os.stat_result
     path: Path
     root: Path
+
+    @classmethod
+    def at(cls, path: Path) -> Found:
+        """The file at a path, wherever a link there leads. Raises OSError."""
+        place = Path(os.path.realpath(path))
+        return cls(place.stat(), place, place.parent)
 
 
 def files_to_copy(folder: Path) -> dict[str, Found]:
@@ -203,44 +213,21 @@ def files_to_copy(folder: Path) -> dict[str, Found]:
     if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
         roots.append(Path(os.path.realpath(root.parent.parent / "blobs")))
     found: dict[str, Found] = {}
-    waiting = [(root, "")]
-    while waiting:
-        here, prefix = waiting.pop()
-        with os.scandir(here) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                name = f"{prefix}{entry.name}"
-                place = Path(os.path.realpath(entry.path))
-                home = next((one for one in roots if place.is_relative_to(one)), None)
-                if home is None:
-                    raise InvalidRequestError.at(
-                        "source",
-                        f"{name} in {str(folder)!r} is a link that leaves the folder. Replace it by the file "
-                        "itself, then pull again.",
-                    )
-                stat = place.lstat()
-                if S_ISDIR(stat.st_mode):
-                    if not entry.is_symlink():
-                        waiting.append((place, f"{name}/"))
-                elif S_ISREG(stat.st_mode):
-                    found[name] = Found(stat, place, home)
-                else:
-                    raise InvalidRequestError.at(
-                        "source", f"{name} in {str(folder)!r} is not a regular file. Remove it."
-                    )
+    for name, entry in _entries(root):
+        place = Path(os.path.realpath(entry.path))
+        home = next((one for one in roots if place.is_relative_to(one)), None)
+        if home is None:
+            raise InvalidRequestError.at(
+                "source",
+                f"{name} in {str(folder)!r} is a link that leaves the folder. Replace it by the file itself, then "
+                "pull again.",
+            )
+        stat = place.lstat()
+        if S_ISREG(stat.st_mode):
+            found[name] = Found(stat, place, home)
+        elif not S_ISDIR(stat.st_mode):
+            raise InvalidRequestError.at("source", f"{name} in {str(folder)!r} is not a regular file. Remove it.")
     return dict(sorted(found.items()))
-
-
-def extent_of_folder(folder: Path) -> Extent | None:
-    """The bytes of all files and the latest modification time; None if there is no readable file. Raises OSError."""
-    try:
-        stats = [stat for _, stat in files_of(folder)]
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None
-    if not stats:
-        return None
-    return Extent(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
 
 
 def digest_of_files(digests: Mapping[str, str]) -> str:
@@ -272,9 +259,7 @@ def delete_tree(path: Path) -> None:
 class FolderLayout(Layout):
     """Each model is one folder, `<root>/<name>` or `<root>/<owner>/<name>`."""
 
-    def is_name(self, name: object) -> bool:
-        """`name` or `owner/name`."""
-        return is_repository_name(name)
+    folders = True
 
     def path(self, name: str) -> Path:
         """`<root>/<name>`."""
@@ -292,11 +277,17 @@ class FolderLayout(Layout):
                 found.append(entry.name)
             else:
                 found += [f"{entry.name}/{child.name}" for child in _folders(entry) if _holds(child)]
-        return self._split(found, "folder")
+        return self._split(found)
 
-    def extent(self, name: str) -> Extent | None:
-        """A stat for each file: some dozens."""
-        return extent_of_folder(self.path(name))
+    def extent_of(self, path: Path) -> Extent | None:
+        """A stat for each file, some dozens: the bytes of all files and the latest modification time."""
+        try:
+            stats = [stat for _, stat in files_of(path)]
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None
+        if not stats:
+            return None
+        return Extent(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
 
     async def digest(self, name: str) -> str:
         """As `digest_of_files`."""

@@ -19,11 +19,9 @@ __all__ = [
     "is_cloud_name",
     "is_device_name",
     "is_model_name",
-    "is_repository_name",
     "near_names",
     "other_case",
     "validate_model_name",
-    "validate_repository_name",
 ]
 
 _SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -43,9 +41,12 @@ def is_device_name(name: str) -> bool:
     return name.partition(".")[0].rstrip(" ").upper() in _RESERVED
 
 
-def _complaint(name: object) -> str:
+def _complaint(name: object, *, owner: bool) -> str:
     if not isinstance(name, str):
         return "must be a string"
+    if owner and "/" in name:
+        first, _, rest = name.partition("/")
+        return _complaint(first, owner=False) or _complaint(rest, owner=False)
     if not name:
         return "must not be empty"
     if not _SHAPE.fullmatch(name):
@@ -60,37 +61,17 @@ def _complaint(name: object) -> str:
     return ""
 
 
-def is_model_name(name: object) -> bool:
-    """Whether `name` is a valid name of a model that is a file."""
-    return not _complaint(name)
+def is_model_name(name: object, *, owner: bool = False) -> bool:
+    """Whether `name` is a valid name of a model that is a file; with `owner` of a folder: `name` or `owner/name`."""
+    return not _complaint(name, owner=owner)
 
 
-def validate_model_name(name: object, field: str = "model") -> str:
+def validate_model_name(name: object, field: str = "model", *, owner: bool = False) -> str:
     """Return `name` if `is_model_name`. Raises InvalidRequestError about `field`."""
-    complaint = _complaint(name)
+    complaint = _complaint(name, owner=owner)
     if complaint:
         raise InvalidRequestError.at(field, f"{complaint}.")
     return str(name)
-
-
-def is_repository_name(name: object) -> bool:
-    """Whether `name` is a valid name of a model that is a folder: `name` or `owner/name`."""
-    return not _repository_complaint(name)
-
-
-def validate_repository_name(name: object, field: str = "model") -> str:
-    """Return `name` if `is_repository_name`. Raises InvalidRequestError about `field`."""
-    complaint = _repository_complaint(name)
-    if complaint:
-        raise InvalidRequestError.at(field, f"{complaint}.")
-    return str(name)
-
-
-def _repository_complaint(name: object) -> str:
-    if not isinstance(name, str):
-        return "must be a string"
-    owner, slash, rest = name.partition("/")
-    return _complaint(owner) or (_complaint(rest) if slash else "")
 
 
 def other_case(name: str, existing: Iterable[str]) -> str:

@@ -1,25 +1,18 @@
-"""The base of all pulls, from a plan to an installed model, and the files that an interrupted pull leaves.
-
-`.partial/<key>.files/<last part of the name>/` holds the complete files of a model in several files,
-`.partial/<key>.arriving/` the others as partials (download/partial.py), `.partial/<key>.lock` keeps two processes
-from pulling it at once; `=` in the key stands for the `/` of a name. All survive a restart of the plugin.
-"""
+"""The base of all pulls, from a plan to an installed model, and the copies of models on this machine."""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room, disk_error
 from engine_plugin.download.events import Status, Success
 from engine_plugin.download.fetch import Fetch, ProgressReport
-from engine_plugin.download.partial import Partial
 from engine_plugin.errors import (
     AuthError,
     DownloadError,
@@ -28,52 +21,39 @@ from engine_plugin.errors import (
     NotFoundError,
     PullError,
 )
+from engine_plugin.models.hubs import RemoteFile, checked_files
 from engine_plugin.models.index import Record
-from engine_plugin.models.layout import delete_tree, files_of
-from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder, sync_tree
+from engine_plugin.models.layout import Found, digest_of_files, files_of, files_to_copy, fingerprint
+from engine_plugin.models.request import LocalSource, StoredSource
+from engine_plugin.models.staging import Staging, digests_of
+from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from io import FileIO
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
+    from engine_plugin.download.partial import Partial
     from engine_plugin.download.remote import FetchPolicy
     from engine_plugin.download.source import HttpSource
+    from engine_plugin.models.hubs import Hub
     from engine_plugin.models.index import Index
-    from engine_plugin.models.layout import Extent
-    from engine_plugin.models.request import PullPlan, StoredSource
+    from engine_plugin.models.request import PullPlan
 
-__all__ = ["Leftovers", "Pull", "Staging", "digests_of", "mismatch"]
+    Choose = Callable[[Sequence[str]], Sequence[str]]
+    """Returns those of the paths in a folder that an engine needs. Raises PullError for a folder without a model."""
 
-_PULL_AGAIN = "What arrived was deleted; pull again, and correct the digest or the source if it stays so"
+__all__ = ["Choose", "CopyPull", "Pull"]
 
-
-class Leftovers(Protocol):
-    """What an interrupted pull left. `leftovers` and `discard` block."""
-
-    def locked(self, waiting: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Hold it; `waiting` is called once if another process holds it now."""
-
-    def leftovers(self) -> bool:
-        """Whether an interrupted pull left anything."""
-
-    def discard(self) -> None:
-        """Delete it."""
+_REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EMLINK, errno.ENXIO})
+"""The errors of opening a file that has vanished, or that a link or something else has replaced."""
 
 
-LeftT = TypeVar("LeftT", bound=Leftovers)
-
-
-def mismatch(place: str, found: str, wanted: str, fix: str = _PULL_AGAIN) -> PullError:
-    """The error for content whose SHA-256 (64 hex digits) is not the expected one."""
-    return catalogue.CHECKSUM_MISMATCH.error_as(
-        PullError, place=place, found=f"sha256:{found}", wanted=f"sha256:{wanted}", fix=fix
-    )
-
-
-class Pull(ABC, Generic[LeftT]):
-    """One pull into a store. `run` is called once, and waits for another process that pulls the same name."""
+class Pull(ABC):
+    """One pull into a store, from one kind of source. `run` is called once, and waits for another process that pulls
+    the same name."""
 
     def __init__(
         self,
@@ -81,17 +61,20 @@ class Pull(ABC, Generic[LeftT]):
         index: Index,
         policy: FetchPolicy,
         publish: Callable[[PullEvent], None],
-        left: LeftT,
-        reserved: Sequence[str] = (),
+        reserved: Sequence[str],
+        choose: Choose,
+        hubs: Mapping[str, Hub],
     ) -> None:
-        """`left` is what an interrupted pull of the model left, which this one completes. `reserved` are names beyond
-        the store's (samples) from which the model's must not differ by case only."""
+        """`reserved` are names beyond the store's (samples) from which the model's must not differ by case only."""
         self._plan = plan
+        self._source = plan.source
         self._index = index
         self._policy = policy
         self._publish = publish
-        self._left = left
         self._reserved = reserved
+        self._choose = choose
+        self._hubs = hubs
+        self._left = Staging(index.partials, plan.name)
         self._present: Record | None = None
         self._progress = ProgressReport(publish, plan.sha256)
 
@@ -99,28 +82,21 @@ class Pull(ABC, Generic[LeftT]):
     async def _pull(self) -> Success:
         """Pull, while no other process pulls the model."""
 
-    @property
-    def _arrived(self) -> tuple[int, int]:
-        """The bytes that have arrived, and the bytes of the model (0: unknown), for the message of a full disk."""
-        return self._progress.completed, self._progress.total
-
     async def run(self) -> Success:
         """Pull the model. A later pull resumes a failed one if possible.
 
         Raises PullError, ModelNotFoundError, AuthError and InvalidRequestError.
         """
-        plan = self._plan
-        self._publish(Status(f"resolving {plan.name}"))
+        name = self._plan.name
+        self._publish(Status(f"resolving {name}"))
         try:
             await in_thread(private_folder, self._index.partials)
             async with self._left.locked(
-                lambda: self._publish(Status(f"waiting for another process that pulls {plan.name}"))
+                lambda: self._publish(Status(f"waiting for another process that pulls {name}"))
             ):
-                await self._refuse_clash()
-                self._present = await self._index.get(plan.name)
-                return await self._pull()
+                return await self._pull_locked()
         except OSError as error:
-            told = disk_error(error, self._index.root, *self._arrived)
+            told = disk_error(error, self._index.root, self._progress.completed, self._progress.total)
             kept = await in_thread(self._left.leftovers)
             raise PullError.retold(told, f"{told}. Deleting the model removes it" if kept else "") from error
         except PullError:
@@ -132,10 +108,19 @@ class Pull(ABC, Generic[LeftT]):
         except NotFoundError as error:
             raise ModelNotFoundError.retold(error) from error
 
-    async def _refuse_clash(self) -> None:
+    async def _pull_locked(self) -> Success:
+        name, layout = self._plan.name, self._index.layout
         names = [*await in_thread(self._index.names), *self._reserved]
-        if clash := self._index.layout.clash(self._plan.name, names):
+        if clash := layout.clash(name, names):
             raise InvalidRequestError.at("model", clash)
+        await in_thread(layout.tidy, name)
+        self._present = await self._index.get(name)
+        if self._is_digest(self._plan.sha256):
+            return await self._already()
+        try:
+            return await self._pull()
+        finally:
+            await in_thread(self._left.sweep)
 
     async def _already(self) -> Success:
         """Keep the present model, which is the requested one, and delete what an interrupted pull left."""
@@ -149,180 +134,256 @@ class Pull(ABC, Generic[LeftT]):
         """Whether the present model has that digest (64 hex digits)."""
         return self._present is not None and self._present.digest == f"sha256:{sha256}"
 
-    def _changed(self) -> PullError:
-        return PullError(f"{self._plan.source.label}: changed during the copy. Pull again when it is complete.")
-
     def _is_from_here(self, validator: str) -> bool:
         """Whether the present model is the version of this source that `validator` identifies."""
         present = self._present
         return (
             present is not None
             and bool(validator)
-            and (present.source, present.validator) == (self._plan.source.label, validator)
+            and (present.source, present.validator) == (self._source.label, validator)
         )
 
-    async def _expect(self, staging: Staging, kept: int, total: int, spare: int = 0) -> None:
+    def _changed(self, place: object) -> PullError:
+        return PullError(f"{place}: changed during the copy. Pull again when it is complete.")
+
+    def _chosen(self, paths: Sequence[str]) -> Sequence[str]:
+        """Those of the paths in a folder that the engine needs."""
+        try:
+            return self._choose(paths)
+        except (InvalidRequestError, PullError) as error:
+            raise PullError(f"{self._source.label}: {error}") from error
+
+    # Files that arrive
+
+    async def _append(self, partial: Partial, file: FileIO, total: int) -> None:
+        """Append the rest of an open file to a partial, which will have `total` bytes."""
+        while block := await in_thread(file.read, BLOCK):
+            try:
+                await in_thread(partial.write, block)
+            finally:
+                self._progress.at(partial.size, total)
+
+    async def _fetch(self, partial: Partial, source: HttpSource, size: int = 0, **options: Any) -> Fetch:
+        """Download a file of `size` bytes (0: unknown). `options` are those of Fetch."""
+        policy, insecure = self._policy, self._plan.insecure
+        fetch = Fetch(
+            source, partial, self._progress, size=size, limit=size, insecure=insecure, policy=policy, **options
+        )
+        try:
+            async with partial.opened():
+                await fetch.run()
+                await in_thread(partial.sync)
+        finally:
+            if not partial.size:
+                await in_thread(partial.discard)
+        return fetch
+
+    async def _keep(self, files: Sequence[RemoteFile]) -> dict[str, str]:
+        """The SHA-256 of each complete file in the staging that is the listed one. Deletes the others."""
+        here = await in_thread(self._left.prepare, [file.path for file in files])
+        if here:
+            self._publish(Status("checking the files of an earlier download"))
+        digests = {}
+        for file in files:
+            if file.path not in here:
+                continue
+            staged = self._left.files / file.path
+            sha256, blob = await digests_of(staged)
+            if sha256 == file.sha256 or blob == file.blob:
+                digests[file.path] = sha256
+            else:
+                await in_thread(staged.unlink)
+        return digests
+
+    async def _expect(self, kept: int, total: int, spare: int = 0) -> None:
         """Begin the progress of several files, `kept` of `total` bytes of which are complete.
 
         Raises DownloadError unless the other bytes and `spare` more fit on the disk.
         """
-        here = await in_thread(staging.here)
+        here = await in_thread(self._left.here)
         await in_thread(check_room, self._index.partials, max(total + spare - kept - here, 0))
         self._progress.begin(kept, total)
 
-    async def _fetch_into(self, partial: Partial, source: HttpSource, size: int, sha256: str = "") -> Fetch:
-        """Download one of several files, whose bytes (0: unknown) and digest ("": unknown) are given."""
-        fetch = Fetch(
-            source,
-            partial,
-            self._progress,
-            sha256=sha256,
-            size=size,
-            limit=size,
-            insecure=self._plan.insecure,
-            policy=self._policy,
-        )
-        async with partial.opened():
-            await fetch.run()
-            await in_thread(partial.sync)
-        return fetch
+    async def _fetch_listed(self, source: HttpSource, file: RemoteFile, lister: str) -> str:
+        """Download one of several files, which a hub or a server (`lister`) lists, into the staging.
 
-    async def _install(self, part: Path, size: int, digest: str, validator: str) -> Success:
-        """Inspect a complete and verified model and move it into its place. `digest` is 64 hex digits."""
-        plan, present = self._plan, self._present
+        Returns its SHA-256. Raises DownloadError for another file than the listed one.
+        """
+        partial = self._left.arriving(file.path)
+        await self._fetch(partial, source, file.size, sha256=file.sha256)
+        digest = partial.hexdigest()
+        found, wanted = f"sha256:{digest}", f"sha256:{file.sha256 or digest}"
+        if file.blob:
+            found, wanted = f"git:{(await digests_of(partial.path))[1]}", f"git:{file.blob}"
+        if found != wanted:
+            await in_thread(partial.discard)
+            raise catalogue.CHECKSUM_MISMATCH.error(
+                place=f"{self._source.label}: {file.path} differs from the file that the {lister} lists",
+                found=found,
+                wanted=wanted,
+                fix="What arrived was deleted. Pull again; if it stays so, the source or a proxy changes files",
+            )
+        await in_thread(self._left.arrived, partial, file.path)
+        self._progress.file_done(partial.size)
+        return digest
+
+    # The complete model
+
+    async def _finish(self, digests: Mapping[str, str], size: int, validator: str) -> Success:
+        """Install the files in the staging, with these digests, as a folder or as the one file that a model is."""
+        await in_thread(self._left.sync)
+        self._publish(Status(f"verifying {byte_size(size)}"))
+        digest = digest_of_files(digests) if self._index.layout.folders else next(iter(digests.values()))
+        return await self._install(self._part(digests), size, digest, validator)
+
+    def _part(self, paths: Iterable[str]) -> Path:
+        """The complete model in the staging: the folder, or the one file."""
+        return self._left.files if self._index.layout.folders else self._left.files / next(iter(paths))
+
+    async def _install(self, part: Path, size: int, digest: str, validator: str, wanted: str = "") -> Success:
+        """Inspect a complete model and move it into its place.
+
+        `digest` is 64 hex digits, and so is the one that is `wanted` (by default that of the plan), if known.
+        """
+        plan, present, wanted = self._plan, self._present, wanted or self._plan.sha256
+        place = f"{self._source.label}: the {'model' if self._index.layout.folders else 'file'}"
+        if not size:
+            raise PullError(f"{place} is empty.")
+        if wanted and digest != wanted:
+            await in_thread(self._left.discard)
+            raise catalogue.CHECKSUM_MISMATCH.error(
+                place=place,
+                found=f"sha256:{digest}",
+                wanted=f"sha256:{wanted}",
+                fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
+            )
         self._publish(Status("inspecting the model"))
         try:
             found = await self._index.inspect(part)
         except (InvalidRequestError, PullError) as error:
             await in_thread(self._left.discard)
-            raise PullError(f"{plan.source.label}: not a usable model: {error}") from error
-        record = await self._index.put(
-            part,
-            Record(
-                name=plan.name,
-                kind=plan.kind or found.kind,
-                size=size,
-                mtime_ns=0,
-                digest=f"sha256:{digest}",
-                source=plan.source.label,
-                validator=validator,
-                pulled_at=datetime.now(UTC).isoformat(),
-                kind_given=bool(plan.kind),
-                references=present.references if present and present.source == plan.source.label else (),
-                details=found.details,
-            ),
+            raise PullError(f"{self._source.label}: not a usable model: {error}") from error
+        record = Record(
+            name=plan.name,
+            kind=plan.kind or found.kind,
+            size=size,
+            mtime_ns=0,
+            digest=f"sha256:{digest}",
+            source=self._source.label,
+            validator=validator,
+            pulled_at=datetime.now(UTC).isoformat(),
+            kind_given=bool(plan.kind),
+            references=present.references if present and present.source == self._source.label else (),
+            details=found.details,
         )
+        return await self._put(part, record)
+
+    async def _put(self, part: Path, record: Record) -> Success:
+        record = await self._index.put(part, record)
         return Success(record.name, record.size, record.digest)
 
-    async def _share(self, source: StoredSource, part: Path, extent: Extent | None) -> Success:
-        """Install hard links to the files of another model of the store."""
-        if extent is None or not source.record.describes(extent):
+
+class CopyPull(Pull):
+    """A copy of a model that is a file or a folder on this machine."""
+
+    _source: LocalSource
+
+    async def _pull(self) -> Success:
+        source = self._source
+        await in_thread(self._left.discard)  # a copy is quick: it always begins anew
+        try:
+            found = await in_thread(self._found)
+        except OSError as error:
+            raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
+        if self._present is not None and self._index.path(self._plan.name).samefile(source.path):
+            return await self._already()
+        try:
+            if isinstance(source, StoredSource) and await in_thread(self._link, found):
+                return await self._share(source, found)
+            return await self._copy(found)
+        except BaseException:
             await in_thread(self._left.discard)
-            raise self._changed()
+            raise
+
+    def _found(self) -> dict[str, Found]:
+        """The files to copy, by their paths in the model.
+
+        Links are followed anywhere in the package and the store only, and where the model is one file.
+        """
+        source, name = self._source, self._index.path(self._plan.name).name
+        if not self._index.layout.folders:
+            return {name: Found.at(source.path)}
+        if source.sample is None and not isinstance(source, StoredSource):
+            found = files_to_copy(source.path)
+        else:
+            found = {path: Found.at(source.path / path) for path, _ in files_of(source.path)}
+        paths = found if isinstance(source, StoredSource) else self._chosen(list(found))
+        return {path: found[path] for path in paths}
+
+    def _link(self, found: Mapping[str, Found]) -> bool:
+        """Hard-link the files; False where the file system cannot."""
+        self._left.prepare(())
+        try:
+            for path, file in found.items():
+                os.link(file.path, self._left.place(path))
+        except OSError:
+            self._left.discard()
+            return False
+        self._left.sync()
+        return True
+
+    async def _share(self, source: StoredSource, found: Mapping[str, Found]) -> Success:
+        """Install the hard links to the files of another model of the store."""
+        old, part = source.record, self._part(found)
+        extent = self._index.layout.extent_of(part)
+        if extent is None or not old.describes(extent):
+            raise self._changed(source.label)
         self._publish(Status(f"copying {source.label}"))
-        old = source.record
         kind = self._plan.kind or old.kind
-        record = await self._index.put(
-            part,
-            replace(
-                old,
-                name=self._plan.name,
-                kind=kind,
-                kind_given=old.kind_given or kind != old.kind,
-                source=source.label,
-                validator=old.digest,
-                pulled_at=datetime.now(UTC).isoformat(),
-                references=(),
-            ),
+        record = replace(
+            old,
+            name=self._plan.name,
+            kind=kind,
+            kind_given=old.kind_given or kind != old.kind,
+            source=source.label,
+            validator=old.digest,
+            pulled_at=datetime.now(UTC).isoformat(),
+            references=(),
         )
-        return Success(record.name, record.size, record.digest)
+        return await self._put(part, record)
 
+    async def _copy(self, found: Mapping[str, Found]) -> Success:
+        label = self._source.label
+        checked_files([RemoteFile(path, file.stat.st_size) for path, file in found.items()], label)
+        validator = fingerprint({path: file.stat for path, file in found.items()})
+        if self._is_from_here(validator):
+            return await self._already()
+        size = sum(file.stat.st_size for file in found.values())
+        await in_thread(check_room, self._index.partials, size)
+        await in_thread(self._left.prepare, found)
+        self._publish(Status(f"copying {label}"))
+        if self._index.layout.folders:
+            self._progress.begin(0, size)
+        digests = {path: await self._copy_file(path, file) for path, file in found.items()}
+        return await self._finish(digests, size, validator)
 
-class Staging:
-    """The files of an incomplete model in several files. Its methods block: call them in a thread."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        key = name.replace("/", "=")
-        self._lock = Partial(folder, key)
-        self._whole = folder / f"{key}.files"
-        self._arriving = folder / f"{key}.arriving"
-        self.files = self._whole / name.rpartition("/")[2]
-        """The folder that becomes the model; it has its name."""
-
-    def locked(self, waiting: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Lock it against other processes; `waiting` is called once if another process holds the lock."""
-        return self._lock.locked(waiting)
-
-    def leftovers(self) -> bool:
-        """Whether an interrupted pull left anything."""
-        return self._whole.exists() or self._arriving.exists()
-
-    def discard(self) -> None:
-        """Delete all that arrived."""
-        delete_tree(self._whole)
-        delete_tree(self._arriving)
-
-    def prepare(self, paths: Iterable[str]) -> dict[str, int]:
-        """Make the folders, delete all files but `paths`, and return the sizes of the complete ones."""
-        for folder in (self._whole, self.files, self._arriving):
-            private_folder(folder)
-        wanted = set(paths)
-        sizes = {path: stat.st_size for path, stat in files_of(self.files)}
-        for path in sizes.keys() - wanted:
-            (self.files / path).unlink()
-        kept = {_key(path) for path in wanted}
-        for left in self._arriving.iterdir():
-            if left.name.partition(".")[0] not in kept:
-                left.unlink()
-        return {path: size for path, size in sizes.items() if path in wanted}
-
-    def arriving(self, path: str) -> Partial:
-        """The partial of an incomplete file."""
-        return Partial(self._arriving, _key(path))
-
-    def place(self, path: str) -> Path:
-        """The path of a complete file. Creates its folder."""
-        target = self.files / path
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return target
-
-    def arrived(self, partial: Partial, path: str) -> None:
-        """Move a complete and verified partial to the path of the file."""
-        partial.path.replace(self.place(path))
-        partial.forget()
-
-    def sync(self) -> None:
-        """Flush the complete files and their folders to the disk."""
-        sync_tree(self.files)
-
-    def sweep(self) -> None:
-        """Delete the empty folders."""
-        for folder in (self._arriving, self.files, self._whole):
-            with suppress(OSError):
-                folder.rmdir()
-
-    def here(self) -> int:
-        """The bytes of the incomplete files."""
-        return sum(left.stat().st_size for left in self._arriving.glob("*.part"))
-
-
-def _key(path: str) -> str:
-    return hashlib.sha256(path.encode()).hexdigest()[:32]
-
-
-async def digests_of(path: Path) -> tuple[int, str, str]:
-    """The size of a file, its SHA-256, and the SHA-1 of its git blob, in hex. Raises OSError."""
-    async with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        sha256 = hashlib.sha256()
-        blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-        def step() -> int:
-            block = file.read(BLOCK)
-            sha256.update(block)
-            blob.update(block)
-            return len(block)
-
-        while await in_thread(step):
-            pass
-    return size, sha256.hexdigest(), blob.hexdigest()
+    async def _copy_file(self, path: str, found: Found) -> str:
+        """Copy one file into the staging. Its SHA-256."""
+        partial, before = self._left.arriving(path), found.stat
+        async with partial.opened():
+            try:
+                async with opened(found.path, found.root) as file:
+                    await self._append(partial, file, before.st_size)
+                after = await in_thread(found.path.lstat)
+            except PermissionError as error:
+                raise PullError(f"{found.path}: cannot be read ({error.strerror}).") from error
+            except OSError as error:
+                if error.errno not in _REPLACED:
+                    raise
+                raise PullError(f"{found.path}: replaced during the copy. Pull again.") from error
+            await in_thread(partial.sync)
+        if (after.st_mtime_ns, partial.size) != (before.st_mtime_ns, before.st_size):
+            raise self._changed(found.path)
+        self._progress.file_done(partial.size)
+        await in_thread(self._left.arrived, partial, path)
+        return partial.hexdigest()

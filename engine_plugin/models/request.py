@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,28 +12,32 @@ from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.gguf import GgufError, part_names, whole_name
 from engine_plugin.models.info import kind_of_type
-from engine_plugin.models.names import is_repository_name, near_names, validate_model_name, validate_repository_name
+from engine_plugin.models.names import is_model_name, near_names, validate_model_name
 from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
 
     from engine_plugin.models.hubs import Hub, RepositorySource
     from engine_plugin.models.index import Record
     from engine_plugin.models.info import Sample, Samples
 
+    Source: TypeAlias = "LocalSource | HttpSource | PartsSource | RepositorySource"
+
 __all__ = [
     "COPY",
+    "FileSources",
+    "FolderSources",
     "LocalSource",
     "PartsSource",
     "PullPlan",
     "PullRequest",
+    "Sources",
     "StoredSource",
     "agreed",
     "local_path",
-    "plan_folder_pull",
     "plan_pull",
-    "pullable",
     "read_request",
 ]
 
@@ -42,6 +47,7 @@ COPY = "model:"
 _HUB_REFERENCE = re.compile(r"(hf|ms):(?!//)([^@]*)(?:@(.*))?")
 """`hf:owner/name@revision`: the hub, the repository and the revision, if any."""
 
+_PATHS = ("./", "../", "~/", ".\\", "..\\")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
 """The most missing parts that a message names."""
@@ -112,7 +118,7 @@ class PullPlan:
     """The plan of a pull. Concurrent pulls with equal plans share one task; credentials are not compared."""
 
     name: str
-    source: LocalSource | HttpSource | PartsSource | RepositorySource
+    source: Source
     sha256: str
     """64 hex digits, or "" if unknown."""
     kind: str
@@ -157,47 +163,192 @@ def _sha256(value: str, where: str) -> str:
     return digest
 
 
-def _name(found: str, request: PullRequest, validate: Callable[[object], str]) -> str:
+class Sources(ABC):
+    """The sources from which a store pulls, besides samples and its own models."""
+
+    takes: str
+    """All of them, for messages."""
+
+    brief: str
+    """The usual ones, for messages."""
+
+    folders: bool
+    """Whether the models are folders."""
+
+    @abstractmethod
+    def is_path(self, text: str) -> bool:
+        """Whether a reference is a local path or a file:// URL."""
+
+    @abstractmethod
+    def find(self, text: str, request: PullRequest, where: str) -> tuple[Source, str, str] | None:
+        """The source that a reference in the field `where` means, the model's name there, and its digest, if known.
+
+        None for a reference of another form. Stats local files. Raises InvalidRequestError, ModelNotFoundError and
+        PreconditionError.
+        """
+
+    def pullable(self, name: str) -> str:  # noqa: ARG002  # for stores whose names are references
+        """The reference with which a model of that name can be pulled, "" if the name is not enough."""
+        return ""
+
+    def _existing(self, path: Path, where: str) -> Path:
+        """The absolute path of a file or folder. Raises ModelNotFoundError, and InvalidRequestError for the other."""
+        kind = "folder" if self.folders else "file"
+        try:
+            path = path.expanduser().resolve() if self.folders else path.expanduser().absolute()
+            if path.is_dir() if self.folders else path.is_file():
+                return path
+            found = path.exists()
+        except (OSError, RuntimeError, ValueError):
+            found = False
+        if not found:
+            raise ModelNotFoundError(f"{where}: there is no {kind} {str(path)!r}.")
+        is_what = "is a file; a model is the folder with all its files" if self.folders else "is not a file"
+        raise InvalidRequestError.at(where, f"{str(path)!r} {is_what}.")
+
+
+class FileSources(Sources):
+    """Files that end in `suffix`, on this machine or on a server; or all parts of one."""
+
+    folders = False
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+        self.takes = self.brief = f"a path or file:// URL ending in {suffix}, or an http(s) URL"
+
+    def is_path(self, text: str) -> bool:
+        """As the suffix says."""
+        return text.lower().startswith("file://") or ("://" not in text and text.lower().endswith(self._suffix))
+
+    def find(self, text: str, request: PullRequest, where: str) -> tuple[Source, str, str] | None:
+        """A file, or the parts of one."""
+        source: LocalSource | HttpSource
+        scheme, digest = text.partition("://")[0].lower() if "://" in text else "", ""
+        if scheme in {"http", "https"}:
+            source, file, digest = _http(text, request, where)
+        elif self.is_path(text):
+            path = local_path(text, where)
+            if not path.name.lower().endswith(self._suffix):
+                raise InvalidRequestError.at(
+                    where, f"{str(path)!r} does not end in {self._suffix}: only model files can be pulled."
+                )
+            source = LocalSource(self._existing(path, where))
+            file = source.path.name
+        elif scheme:
+            raise InvalidRequestError.at(where, f"{scheme[:32]}:// is not supported. A pull takes {self.takes}.")
+        else:
+            return None
+        parts = _parts(source, where)
+        if parts is not None:
+            file = whole_name(file)
+        stem = file[: -len(self._suffix)] if file.lower().endswith(self._suffix) else file
+        return parts or source, stem, digest
+
+
+class FolderSources(Sources):
+    """Folders on this machine, and repositories on hubs."""
+
+    folders = True
+    takes = (
+        "owner/name on the default hub, hf:owner/name or ms:owner/name (with @revision), the URL of a model's page "
+        "on Hugging Face or ModelScope, or the path or file:// URL of a folder (./name for a relative one)"
+    )
+    brief = "owner/name on a hub, the URL of its page there, or the path of a folder"
+
+    def __init__(self, hubs: Mapping[str, Hub], default_hub: str) -> None:
+        """`hubs` are those of `hubs_of`; `default_hub` is the prefix of the one that a reference without prefix
+        means."""
+        self._hubs = hubs
+        self._default_hub = default_hub
+
+    def is_path(self, text: str) -> bool:
+        """A relative path begins with a dot: `a/b` is a repository."""
+        if "://" in text:
+            return text.lower().startswith("file://")
+        return text in {".", "..", "~"} or text.startswith(_PATHS) or Path(text).is_absolute()
+
+    def find(self, text: str, request: PullRequest, where: str) -> tuple[Source, str, str] | None:
+        """A folder or a repository."""
+        if self.is_path(text):
+            path = self._existing(local_path(text, where), where)
+            return LocalSource(path), path.name, ""
+        named = _HUB_REFERENCE.fullmatch(text)
+        if named:
+            hub, repository, revision = self._hubs[named[1]], named[2], named[3] or ""
+        elif "://" in text:
+            hub, repository, revision = self._page(text, where)
+        elif text.count("/") == 1:
+            repository, _, revision = text.partition("@")
+            hub = self._hubs[self._default_hub]
+        else:
+            return None
+        source = hub.source(repository, revision, request.password, where, insecure=request.insecure)
+        return source, repository, ""
+
+    def pullable(self, name: str) -> str:
+        """A reference of a repository."""
+        named = _HUB_REFERENCE.fullmatch(name)
+        repository = named[2] if named else name.partition("@")[0]
+        return name if "/" in repository and is_model_name(repository, owner=True) else ""
+
+    def _page(self, url: str, where: str) -> tuple[Hub, str, str]:
+        """The hub, repository and revision that the URL of a web page shows. Raises InvalidRequestError."""
+        scheme, _, rest = url.partition("://")
+        if scheme.lower() in self._hubs:
+            right = f"{scheme.lower()}:{rest.strip('/') or 'owner/name'}"
+            raise InvalidRequestError.at(
+                where, f"{redacted(url)[:128]!r} is not a valid reference. Write {right[:128]!r}."
+            )
+        for hub in self._hubs.values():
+            if page := hub.page(url):
+                return hub, *page
+        known = " or ".join(hub.title for hub in self._hubs.values())
+        raise InvalidRequestError.at(
+            where,
+            f"{without_secrets(url)!r} is not a model's page on {known}; a model of this engine is a folder of "
+            "files, not one file.",
+        )
+
+
+def plan_pull(request: PullRequest, sources: Sources, samples: Samples, present: Sequence[str]) -> PullPlan:
+    """The plan for a request. Stats local files: call it in a thread.
+
+    `present` are the names of the models in the store, for the message of ModelNotFoundError. Raises
+    InvalidRequestError and PreconditionError too.
+    """
+    kind = kind_of_type(request.model_type)
+    text, where, digest = read_request(request)
+    sample = samples.get(text)
+    found: tuple[Source, str, str] | None
+    if sample is not None:
+        found, kind = (LocalSource(sample.path, sample), sample.name, sample.sha256), kind or sample.kind
+    else:
+        found = sources.find(text, request, where)
+    if found is None:
+        near = near_names(text, [*present, *samples.names])
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        listed = f"a sample ({', '.join(samples.names)}), " if samples.names else ""
+        raise ModelNotFoundError(
+            f"{where}: {redacted(text)[:128]!r} is not known here.{hint} A pull takes {listed}{sources.takes}."
+        )
+    source, name, inline = found
+    digest = agreed(digest, inline)
+    if digest and isinstance(source, PartsSource):
+        raise InvalidRequestError.at("sha256", "a model in parts has a digest for each of them; leave this one out.")
+    return PullPlan(_name(name, request, owner=sources.folders), source, digest, kind, request.insecure)
+
+
+def _name(found: str, request: PullRequest, *, owner: bool) -> str:
     """The model's name: the request's, else the one in the source. Raises InvalidRequestError."""
     if request.source:
-        return validate(request.model)
+        return validate_model_name(request.model, owner=owner)
     try:
-        return validate(found)
+        return validate_model_name(found, owner=owner)
     except InvalidRequestError as error:
         raise InvalidRequestError.retold(
             error,
             f"{error} Choose another name: give it in `model`, and {without_secrets(request.model)!r} in `source`.",
         ) from None
-
-
-def _existing(path: Path, where: str, *, folder: bool) -> LocalSource:
-    """The local file or folder. Raises ModelNotFoundError, and InvalidRequestError for a path of the other kind."""
-    try:
-        path = path.expanduser().resolve() if folder else path.expanduser().absolute()
-        if path.is_dir() if folder else path.is_file():
-            return LocalSource(path)
-        found = path.exists()
-    except (OSError, RuntimeError, ValueError):
-        found = False
-    if not found:
-        raise ModelNotFoundError(f"{where}: there is no {'folder' if folder else 'file'} {str(path)!r}.")
-    raise InvalidRequestError.at(
-        where,
-        f"{str(path)!r} is a file; a model is the folder with all its files."
-        if folder
-        else f"{str(path)!r} is not a file.",
-    )
-
-
-def _unknown(text: str, where: str, forms: str, samples: Samples, present: Sequence[str]) -> ModelNotFoundError:
-    near = near_names(text, [*present, *samples.names])
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return ModelNotFoundError(f"{where}: {redacted(text)[:128]!r} is not known here.{hint} {forms}")
-
-
-def _accepted(samples: Samples, others: str) -> str:
-    listed = f"a sample ({', '.join(samples.names)}), " if samples.names else ""
-    return f"A pull takes {listed}{others}."
 
 
 def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str, str]:
@@ -231,135 +382,3 @@ def _parts(source: LocalSource | HttpSource, where: str) -> PartsSource | None:
             "one folder and pull any of them."
         )
     return PartsSource(tuple(LocalSource(path) for path in paths))
-
-
-def plan_pull(request: PullRequest, suffix: str, samples: Samples, present: Sequence[str]) -> PullPlan:
-    """The plan for a request to a store of files that end in `suffix`. Stats local files: call it in a thread.
-
-    `present` are the names of the models in the store, for the message of ModelNotFoundError. Raises
-    InvalidRequestError too.
-    """
-    kind = kind_of_type(request.model_type)
-    text, where, digest = read_request(request)
-    scheme = text.partition("://")[0].lower() if "://" in text else ""
-    sample = samples.get(text)
-    forms = _accepted(samples, f"a path or file:// URL ending in {suffix}, or an http(s) URL")
-    source: LocalSource | HttpSource
-    inline = ""
-    if sample is not None:
-        source, file, inline = LocalSource(sample.path, sample), sample.name, sample.sha256
-        kind = kind or sample.kind
-    elif scheme in {"http", "https"}:
-        source, file, inline = _http(text, request, where)
-    elif scheme and scheme != "file":
-        raise InvalidRequestError.at(where, f"{scheme[:32]}:// is not supported. {forms}")
-    elif scheme or text.lower().endswith(suffix):
-        path = local_path(text, where)
-        if not path.name.lower().endswith(suffix):
-            raise InvalidRequestError.at(
-                where, f"{str(path)!r} does not end in {suffix}: only model files can be pulled."
-            )
-        source = _existing(path, where, folder=False)
-        file = source.path.name
-    else:
-        raise _unknown(text, where, forms, samples, present)
-    digest = agreed(digest, inline)
-    parts = None if sample is not None else _parts(source, where)
-    if parts is not None:
-        if digest:
-            raise InvalidRequestError.at(
-                "sha256", "a model in parts has a digest for each of them; leave this one out."
-            )
-        file = whole_name(file)
-    stem = file[: -len(suffix)] if file.lower().endswith(suffix) else file
-    return PullPlan(_name(stem, request, validate_model_name), parts or source, digest, kind, request.insecure)
-
-
-def plan_folder_pull(
-    request: PullRequest,
-    samples: Samples,
-    hubs: Mapping[str, Hub],
-    default_hub: str,
-    present: Sequence[str],
-) -> PullPlan:
-    """As `plan_pull`, for a store of folders. `hubs` are those of `hubs_of`; `default_hub` is the prefix of the one
-    that a reference without prefix means."""
-    kind = kind_of_type(request.model_type)
-    text, where, digest = read_request(request)
-    sample = samples.get(text)
-    source: LocalSource | RepositorySource
-    if sample is not None:
-        source, name = LocalSource(sample.path, sample), sample.name
-        digest = agreed(digest, sample.sha256)
-        kind = kind or sample.kind
-    elif _is_path(text):
-        source = _existing(local_path(text, where), where, folder=True)
-        name = source.path.name
-    else:
-        found = _repository(text, request, hubs, default_hub, where)
-        if found is None:
-            forms = _accepted(
-                samples,
-                "owner/name on the default hub, hf:owner/name or ms:owner/name (with @revision), the URL of a "
-                "model's page on Hugging Face or ModelScope, or the path or file:// URL of a folder (./name for a "
-                "relative one)",
-            )
-            raise _unknown(text, where, forms, samples, present)
-        source, name = found, found.repository
-    return PullPlan(_name(name, request, validate_repository_name), source, digest, kind, request.insecure)
-
-
-def pullable(name: str) -> str:
-    """`name` where a pull to a store of folders takes it as the reference of a repository, else ""."""
-    named = _HUB_REFERENCE.fullmatch(name)
-    repository = named[2] if named else name.partition("@")[0]
-    return name if "/" in repository and is_repository_name(repository) else ""
-
-
-def _is_path(text: str) -> bool:
-    """Whether a source is a local path. A relative one begins with a dot: `a/b` is a repository."""
-    if text.lower().startswith("file://"):
-        return True
-    if "://" in text:
-        return False
-    return text in {".", "..", "~"} or text.startswith(("./", "../", "~/", ".\\", "..\\")) or Path(text).is_absolute()
-
-
-def _repository(
-    text: str, request: PullRequest, hubs: Mapping[str, Hub], default_hub: str, where: str
-) -> RepositorySource | None:
-    """The repository that a source names; None for a source of another form."""
-    named = _HUB_REFERENCE.fullmatch(text)
-    if named:
-        hub, repository, revision = hubs[named[1]], named[2], named[3] or ""
-    elif "://" in text:
-        hub, repository, revision = _page(text, hubs, where)
-    elif text.count("/") == 1:
-        repository, _, revision = text.partition("@")
-        hub = hubs[default_hub]
-    else:
-        return None
-    return hub.source(repository, revision, request.password, where, insecure=request.insecure)
-
-
-def _page(url: str, hubs: Mapping[str, Hub], where: str) -> tuple[Hub, str, str]:
-    """The hub, repository and revision that the URL of a web page shows. Raises InvalidRequestError."""
-    scheme, _, rest = url.partition("://")
-    if scheme.lower() in hubs:
-        right = f"{scheme.lower()}:{rest.strip('/') or 'owner/name'}"
-        raise InvalidRequestError.at(
-            where, f"{redacted(url)[:128]!r} is not a valid reference. Write {right[:128]!r}."
-        )
-    for hub in hubs.values():
-        try:
-            page = hub.page(url) if scheme.lower() in {"http", "https"} else None
-        except ValueError:
-            page = None
-        if page is not None:
-            return hub, *page
-    known = " or ".join(hub.title for hub in hubs.values())
-    raise InvalidRequestError.at(
-        where,
-        f"{without_secrets(url)!r} is not a model's page on {known}; a model of this engine is a folder of files, "
-        "not one file.",
-    )

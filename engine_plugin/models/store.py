@@ -4,13 +4,13 @@ Below the root, which is this user's only, a store of files has
 
     <name>.gguf                     a model; a file that was put there by hand is one, too
     <name>.json                     its record (index.py)
-    .partial/                       interrupted pulls and their locks (download/partial.py)
+    .partial/                       interrupted pulls and their locks (staging.py)
 
 and a store of folders
 
     <name>/, <owner>/<name>/        a model; a folder that was put there by hand is one, too
     .records/<name>.json            its record
-    .partial/<name>.…               interrupted pulls and their locks (pull.py); in these names `=` stands for `/`
+    .partial/<name>.…               interrupted pulls and their locks (staging.py); in these names `=` stands for `/`
 
 An engine owns one store, gives it an `inspect` that reads a model, and closes it in the end.
 """
@@ -25,9 +25,7 @@ from engine_plugin.download.events import Success
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import ModelNotFoundError, ModelUnusableError, PreconditionError, PullError
-from engine_plugin.models.file_pull import FileLeftovers, FilePull, PartsPull
 from engine_plugin.models.flights import PullFlights
-from engine_plugin.models.folder_pull import FolderPull
 from engine_plugin.models.hubs import hubs_of, refuse_offline
 from engine_plugin.models.index import Index
 from engine_plugin.models.info import (
@@ -41,21 +39,22 @@ from engine_plugin.models.info import (
     kind_of_type,
 )
 from engine_plugin.models.layout import FileLayout, FolderLayout
-from engine_plugin.models.names import near_names, validate_model_name, validate_repository_name
-from engine_plugin.models.pull import Staging
+from engine_plugin.models.names import near_names, validate_model_name
+from engine_plugin.models.remote_pull import pull_for
 from engine_plugin.models.request import (
     COPY,
+    FileSources,
+    FolderSources,
     LocalSource,
     PartsSource,
     PullPlan,
     PullRequest,
     StoredSource,
     agreed,
-    plan_folder_pull,
     plan_pull,
-    pullable,
     read_request,
 )
+from engine_plugin.models.staging import Staging
 from engine_plugin.redaction import redacted
 from engine_plugin.system.files import in_thread, private_folder
 
@@ -65,10 +64,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.models.folder_pull import Choose
     from engine_plugin.models.index import Record
-    from engine_plugin.models.layout import Layout
-    from engine_plugin.models.pull import Leftovers
+    from engine_plugin.models.pull import Choose
+    from engine_plugin.models.request import Sources
 
 __all__ = [
     "FetchPolicy",
@@ -96,21 +94,22 @@ class ModelStore:
         suffix: str = ".gguf",
         samples: Samples | None = None,
         policy: FetchPolicy | None = None,
-        layout: Layout | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """No I/O. `inspect` reads a file of any name, and raises InvalidRequestError or PullError for other files.
 
-        `layout` (default: files that end in `suffix`) has the paths of the models. `environ` (default: that of the
-        process) may forbid pulls from Hugging Face.
+        The models are files that end in `suffix`. `environ` (default: that of the process) may forbid pulls from
+        Hugging Face.
         """
         self.root = root
-        self._suffix = suffix
         self._samples = samples or Samples()
         self._policy = policy or FetchPolicy()
-        self._index = Index(layout or FileLayout(root, suffix), inspect)
-        self._flights: PullFlights[PullPlan] = PullFlights(self._run)
         self._environ = os.environ if environ is None else environ
+        self._hubs = hubs_of(self._environ, self._policy)
+        self._choose: Choose = list
+        self._sources: Sources = FileSources(suffix)
+        self._index = Index(FileLayout(root, suffix), inspect)
+        self._flights: PullFlights[PullPlan] = PullFlights(self._run)
 
     async def list(self) -> builtins.list[StoredModel]:
         """All models, sorted by name. A pulled model hides the sample of its name.
@@ -150,7 +149,7 @@ class ModelStore:
         name = await self._meant(name)
         if not self._index.layout.is_name(name):
             raise await self._not_found(name)
-        partial = self._leftovers(name)
+        partial = Staging(self._index.partials, name)
         if name not in await in_thread(self._index.names) and not partial.leftovers():
             if self._samples.get(name) is None:
                 raise await self._not_found(name)
@@ -219,7 +218,7 @@ class ModelStore:
     async def _present(self, request: PullRequest) -> Success | None:
         """The answer to a pull of a name that is in the store: its source may be unknown."""
         name = request.model
-        if request.source or not self._is_bare(name):
+        if request.source or not self._index.layout.is_name(name) or self._sources.is_path(name):
             return None
         kind = kind_of_type(request.model_type)
         record = await self._index.get(name)
@@ -233,10 +232,6 @@ class ModelStore:
         record = await self._index.set_kind(record, kind)
         return Success(name, record.size, record.digest)
 
-    def _is_bare(self, name: str) -> bool:
-        """Whether the model of a pull without source is a name, and not a path or URL."""
-        return self._index.layout.is_name(name) and not name.lower().endswith(self._suffix)
-
     async def _planned(self, request: PullRequest) -> PullPlan | Success:
         present = await self._present(request)
         if present is not None:
@@ -244,7 +239,7 @@ class ModelStore:
         if request.source.startswith(COPY):
             return await self._plan_copy(request)
         names = await in_thread(self._index.names)
-        plan = await in_thread(self._plan, request, names)
+        plan = await in_thread(plan_pull, request, self._sources, self._samples, names)
         if isinstance(plan.source, HttpSource | PartsSource):
             refuse_offline(self._environ, plan.source.label)
         return plan
@@ -253,7 +248,7 @@ class ModelStore:
         """The plan for a copy of a present model, whose kind it has unless the request gives one."""
         kind = kind_of_type(request.model_type)
         text, where, digest = read_request(request)
-        name = self._validate_name(request.model)
+        name = validate_model_name(request.model, owner=self._sources.folders)
         old = text.removeprefix(COPY)
         record = await self._index.get(old) if self._index.layout.is_name(old) else None
         sample = self._samples.get(old)
@@ -268,30 +263,9 @@ class ModelStore:
         digest = agreed(digest, known.removeprefix("sha256:"))
         return PullPlan(name, source, digest, kind or its_kind, request.insecure)
 
-    def _validate_name(self, name: object) -> str:
-        """Return a valid name. Raises InvalidRequestError."""
-        return validate_model_name(name)
-
-    def _pullable(self, name: str) -> str:  # noqa: ARG002  # for stores whose names are references
-        """The reference with which a model of that name can be pulled, "" if the name is not enough."""
-        return ""
-
-    def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
-        """The plan for a request. Blocks."""
-        return plan_pull(request, self._suffix, self._samples, present)
-
-    def _sources(self) -> str:
-        """The references that a pull accepts, for messages."""
-        return f"by a path or file:// URL ending in {self._suffix}, or an http(s) URL"
-
-    def _leftovers(self, name: str) -> Leftovers:
-        """What an interrupted pull of that model left."""
-        return FileLeftovers(self._index.partials, name)
-
     async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
-        kind = PartsPull if isinstance(plan.source, PartsSource) else FilePull
-        left = FileLeftovers(self._index.partials, plan.name)
-        return await kind(plan, self._index, self._policy, publish, left, self._samples.names).run()
+        kind, reserved = pull_for(plan), self._samples.names
+        return await kind(plan, self._index, self._policy, publish, reserved, self._choose, self._hubs).run()
 
     async def _not_found(self, name: object, where: str = "model") -> ModelNotFoundError:
         names = sorted({*await in_thread(self._index.names), *self._samples.names})
@@ -300,8 +274,8 @@ class ModelStore:
             shown,
             near=near_names(shown, names),
             here=names,
-            pull=self._pullable(shown),
-            sources=self._sources(),
+            pull=self._sources.pullable(shown),
+            sources=f"by {self._sources.brief}",
         )
         return error if where == "model" else ModelNotFoundError(f"{where}: {error}")
 
@@ -324,40 +298,7 @@ class FolderStore(ModelStore):
         PullError for a folder without a model. `environ` (default: that of the process) has the addresses and tokens
         of the hubs, `default_hub` is the prefix of the one that a reference without prefix means.
         """
-        super().__init__(
-            root, inspect=inspect, samples=samples, policy=policy, layout=FolderLayout(root), environ=environ
-        )
+        super().__init__(root, inspect=inspect, samples=samples, policy=policy, environ=environ)
         self._choose = choose
-        self._hubs = hubs_of(self._environ, self._policy)
-        self._default_hub = default_hub
-
-    def _is_bare(self, name: str) -> bool:
-        return self._index.layout.is_name(name)
-
-    def _validate_name(self, name: object) -> str:
-        return validate_repository_name(name)
-
-    def _pullable(self, name: str) -> str:
-        return pullable(name)
-
-    def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
-        return plan_folder_pull(request, self._samples, self._hubs, self._default_hub, present)
-
-    def _sources(self) -> str:
-        return "by owner/name on a hub, the URL of its page there, or the path of a folder"
-
-    def _leftovers(self, name: str) -> Leftovers:
-        return Staging(self._index.partials, name)
-
-    async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
-        pull = FolderPull(
-            plan,
-            self._index,
-            self._policy,
-            publish,
-            Staging(self._index.partials, plan.name),
-            self._samples.names,
-            hubs=self._hubs,
-            choose=self._choose,
-        )
-        return await pull.run()
+        self._sources = FolderSources(self._hubs, default_hub)
+        self._index = Index(FolderLayout(root), inspect)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, NotFoundError, PullError
 from engine_plugin.models.names import is_model_name, validate_model_name
-from engine_plugin.models.request import LocalSource, PullRequest, plan_pull
+from engine_plugin.models.request import FileSources, LocalSource, PullRequest, plan_pull
 from engine_plugin.models.store import ModelStore, bundled_samples
 from tests.abuse.examples import ODD_TEXT
 from tests.models.fakes import Inspector
@@ -143,7 +143,7 @@ def test_any_source_is_parsed_or_rejected_without_its_secrets(
     request = PullRequest(name, source, sha256, model_type=model_type) if name else PullRequest(source, "", sha256)
     shown = [repr(request), without_secrets(source)]
     try:
-        plan = plan_pull(request, ".gguf", bundled_samples(), ["present"])
+        plan = plan_pull(request, FileSources(".gguf"), bundled_samples(), ["present"])
     except (InvalidRequestError, ModelNotFoundError) as error:
         shown.append(error.message)
         field = error.message.partition(":")[0]

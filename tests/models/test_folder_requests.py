@@ -10,8 +10,8 @@ from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.hubs import RepositorySource, hubs_of
 from engine_plugin.models.info import bundled_samples
-from engine_plugin.models.names import is_repository_name, validate_repository_name
-from engine_plugin.models.request import LocalSource, PullPlan, PullRequest, plan_folder_pull
+from engine_plugin.models.names import is_model_name, validate_model_name
+from engine_plugin.models.request import FolderSources, LocalSource, PullPlan, PullRequest, plan_pull
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,8 @@ HEX = "0123456789abcdef" * 4
 
 
 def plan(request: PullRequest, hub: str = "hf", **environ: str) -> PullPlan:
-    return plan_folder_pull(request, bundled_samples("openvino"), hubs_of(environ, FetchPolicy()), hub, ["my/own"])
+    sources = FolderSources(hubs_of(environ, FetchPolicy()), hub)
+    return plan_pull(request, sources, bundled_samples("openvino"), ["my/own"])
 
 
 @pytest.mark.parametrize(
@@ -135,11 +136,11 @@ def test_repr_has_no_token() -> None:
 
 @pytest.mark.parametrize("name", ["a", "a/b", "OpenVINO/Qwen3-0.6B-int4-ov", "0/1"])
 def test_valid_names_of_folders(name: str) -> None:
-    assert validate_repository_name(name) == name
+    assert validate_model_name(name, owner=True) == name
 
 
 @pytest.mark.parametrize("name", ["", "/", "a/", "/a", "a//b", "a/b/c", "a/.", "./a", "con/a", "a/b.", None, "a\\b"])
 def test_invalid_names_of_folders(name: object) -> None:
-    assert not is_repository_name(name)
+    assert not is_model_name(name, owner=True)
     with pytest.raises(InvalidRequestError, match=r"^models: "):
-        validate_repository_name(name, "models")
+        validate_model_name(name, "models", owner=True)

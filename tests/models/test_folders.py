@@ -26,10 +26,11 @@ from engine_plugin.errors import (
     PreconditionError,
     PullError,
 )
-from engine_plugin.models import folder_pull, layout
+from engine_plugin.models import layout
+from engine_plugin.models import pull as pulling
 from engine_plugin.models.info import bundled_samples
 from engine_plugin.models.layout import FolderLayout, digest_of_folder
-from engine_plugin.models.pull import Staging
+from engine_plugin.models.staging import Staging
 from engine_plugin.models.store import PullRequest
 from tests.models.fakes import pull
 from tests.models.folderworld import NEEDED, SIZE, FolderWorld, below, folder_world, lay_out, tree_digest
@@ -39,6 +40,8 @@ from tests.patience import LIMIT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from engine_plugin.download.events import PullEvent
+
 DIGEST = tree_digest(NEEDED)
 
 
@@ -46,6 +49,14 @@ DIGEST = tree_digest(NEEDED)
 async def world(root: Path) -> AsyncIterator[FolderWorld]:
     async with folder_world(root) as world:
         yield world
+
+
+async def until(events: AsyncIterator[PullEvent], kind: type[PullEvent]) -> None:
+    """Read the events up to the first one of a kind."""
+    async for event in events:
+        if isinstance(event, kind):
+            return
+    raise AssertionError(f"the pull ended without {kind}")
 
 
 @pytest.fixture
@@ -201,7 +212,7 @@ async def test_link_that_replaces_a_listed_file_is_not_followed(
                 os.mkfifo(origin / "unet" / "weights.bin")
         return found
 
-    monkeypatch.setattr(folder_pull, "files_to_copy", looked)
+    monkeypatch.setattr(pulling, "files_to_copy", looked)
     with pytest.raises(PullError, match="replaced during the copy"):
         await pull(world.store, PullRequest(str(origin)))
     assert world.leftovers() == set()
@@ -325,19 +336,14 @@ async def test_failed_replacement_keeps_the_old_model(
     assert (model.digest, world.content(model.path)) == (DIGEST, NEEDED)
 
 
-async def test_folder_that_changes_during_the_copy_is_rejected(
-    world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = folder_pull.FolderPull._copy_blocks
-
-    async def and_change(*arguments: object) -> None:
-        await copy(*arguments)  # type: ignore[arg-type]  # passed on as they are
+async def test_folder_that_changes_during_the_copy_is_rejected(world: FolderWorld, origin: Path) -> None:
+    async with asyncio.timeout(LIMIT), aclosing(world.store.pull(PullRequest(str(origin)))) as events:
+        await until(events, ChunkProgress)  # the files are listed
         with (origin / "weights.bin").open("ab") as file:
             file.write(b"more")
-
-    monkeypatch.setattr(folder_pull.FolderPull, "_copy_blocks", and_change)
-    with pytest.raises(PullError, match="changed during the copy"):
-        await pull(world.store, PullRequest(str(origin)))
+        with pytest.raises(PullError, match="changed during the copy"):
+            async for _ in events:
+                pass
     assert world.leftovers() == set()
 
 
@@ -362,9 +368,7 @@ async def test_disk_that_fills_during_the_copy(
 
 async def test_a_cancelled_copy_leaves_nothing(world: FolderWorld, origin: Path) -> None:
     async with asyncio.timeout(LIMIT), aclosing(world.store.pull(PullRequest(str(origin)))) as events:
-        async for event in events:
-            if isinstance(event, ChunkProgress):
-                break
+        await until(events, ChunkProgress)
     assert world.leftovers() == set()
     assert not (world.root / "My-Model").exists()
 

@@ -7,12 +7,7 @@ import pytest
 from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.info import bundled_samples
-from engine_plugin.models.request import (
-    LocalSource,
-    PullPlan,
-    PullRequest,
-    plan_pull,
-)
+from engine_plugin.models.request import FileSources, LocalSource, PullPlan, PullRequest, plan_pull
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +16,7 @@ HEX = "0123456789abcdef" * 4
 
 
 def plan(request: PullRequest) -> PullPlan:
-    return plan_pull(request, ".gguf", bundled_samples(), ["my-own"])
+    return plan_pull(request, FileSources(".gguf"), bundled_samples(), ["my-own"])
 
 
 def test_url_has_name_digest_and_credentials() -> None:

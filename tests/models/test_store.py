@@ -155,6 +155,13 @@ async def test_file_without_a_model_is_not_installed(store: ModelStore, root: Pa
 
 
 @pytest.mark.promise("P18")
+async def test_empty_file_is_not_a_model(store: ModelStore, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(PullError, match="the file is empty"):
+        await pull(store, PullRequest(str(lay_in(tmp_path / "elsewhere", "m", b""))))
+    assert files_below(root) == set()
+
+
+@pytest.mark.promise("P18")
 async def test_failed_replacement_keeps_the_old_model(store: ModelStore, tmp_path: Path, data: bytes) -> None:
     source = lay_in(tmp_path / "elsewhere", "m", data)
     await pull(store, PullRequest(str(source)))
