@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PORT = 11434
 _PORTS = {"http": 80, "https": 443}
 _CLOUD = "ollama.com"
+_AUTHORITY = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>[^:]*))(?::(?P<port>.*))?")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
@@ -72,26 +73,27 @@ class ServerAddress:
         return is_loopback_host(self.host)
 
     @property
+    def authority(self) -> str:
+        """Host and port as in a URL: `[::1]:11434`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.prefix}"
+        return f"{self.scheme}://{self.authority}{self.prefix}"
 
 
 def _host_and_port(authority: str, default: int) -> tuple[str, int]:
     if "@" in authority:
         raise ValueError("an address must not have credentials; put the key into OLLAMA_API_KEY")
-    if authority.startswith("["):
-        host, bracket, rest = authority[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{authority!r} is not a valid host")
-        return host, _port(rest[1:], default)
-    if authority.count(":") > 1:  # an IPv6 address without brackets
+    if authority.count(":") > 1 and not authority.startswith("["):  # an IPv6 address without brackets
         return authority, default
-    host, _, port = authority.partition(":")
-    return host or "127.0.0.1", _port(port, default)
+    found = _AUTHORITY.fullmatch(authority)
+    if found is None:
+        raise ValueError(f"{authority!r} is not a valid host")
+    return found["bracketed"] or found["host"] or "127.0.0.1", _port(found["port"], default)
 
 
-def _port(text: str, default: int) -> int:
+def _port(text: str | None, default: int) -> int:
     if not text:
         return default
     number = text.lstrip("0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import ssl
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -28,7 +29,6 @@ from engine_plugin.system.files import in_thread
 from engine_plugin.transport.http1 import BrokenOffError, Http1Client
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Mapping
 
     from engine_plugin.engines.ollama.address import ServerAddress
@@ -142,14 +142,8 @@ class AttachedServer:
         return self.unreachable()
 
     async def _connection(self) -> Http1Client:
-        tls = await in_thread(_tls) if self.address.scheme == "https" else None
+        tls = await in_thread(ssl.create_default_context) if self.address.scheme == "https" else None
         return Http1Client((self.address.host, self.address.port), self.headers, tls=tls, resend=False)
-
-
-def _tls() -> ssl.SSLContext:
-    import ssl
-
-    return ssl.create_default_context()
 
 
 async def _fetch_version(client: OllamaClient) -> str:
@@ -230,9 +224,9 @@ def _how_to_start(address: ServerAddress) -> str:
         port = "" if address.port == DEFAULT_PORT else f":{address.port}"
         return f"`OLLAMA_HOST=0.0.0.0{port} ollama serve` on {address.host}"
     if address.port != DEFAULT_PORT:  # without OLLAMA_HOST it would listen on the default port
-        place = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
-        here = f"`OLLAMA_HOST={place} ollama serve`"
-        return on_this_system(linux=here, macos=here, windows=f"`$env:OLLAMA_HOST='{place}'; ollama serve`")
+        here = f"`OLLAMA_HOST={address.authority} ollama serve`"
+        windows = f"`$env:OLLAMA_HOST='{address.authority}'; ollama serve`"
+        return on_this_system(linux=here, macos=here, windows=windows)
     return on_this_system(
         linux="`ollama serve`, or `systemctl start ollama`",
         macos="the Ollama app, or `ollama serve`",

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
@@ -39,7 +39,7 @@ from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.speech.decoder import Decoder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.download.events import PullEvent
@@ -73,8 +73,8 @@ class OllamaEngine(Engine):
         self._options = options
         environ = child_environ(os.environ)
         self._attached = AttachedServer(_address(manifest, options, environ), options, environ)
-        self._managed = ManagedServer(options, manifest.data_dir, environ)
         self._models = ServerModels(options, References(manifest.data_dir / "references.json"))
+        self._managed = ManagedServer(options, self._models, manifest.data_dir, environ)
         self._pulls = Pulls(self._models)
         self._decoder = Decoder(None, environ, options.audio)
         self._users: Counter[str] = Counter()
@@ -185,10 +185,9 @@ class OllamaEngine(Engine):
     def config(self) -> EngineConfig:
         if self._managed.running or self._options.server == "manage":
             return self._managed.config()
-        address: ServerAddress = self._attached.address
         return EngineConfig(
-            host=f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}",
-            scheme=address.scheme,
+            host=self._attached.address.authority,
+            scheme=self._attached.address.scheme,
             engine_path=str(self.manifest.data_dir),
             download_url="https://ollama.com/download",
             download_path=self._managed.config()["download_path"],
@@ -331,25 +330,19 @@ class OllamaEngine(Engine):
         model = await self._models.get(client, name)
         wanted = FEATURE_OF_SERVICE[service]
         if wanted not in model.capabilities.features:
+            kind = f"{model.kind} ({', '.join(model.capabilities.features)})"
             raise catalogue.MODEL_KIND_MISMATCH.error(
-                model=model.name, kind=_describe_kind(model), service=service, wanted=_KIND_WORDS[wanted]
+                model=model.name, kind=kind, service=service, wanted=_KIND_WORDS[wanted]
             )
-        with self._in_use(model.name):
-            try:
-                yield client, self._models.facts(model, native=_is_native(self.manifest.service(service)))
-            except ModelNotFoundError:
-                self._models.invalidate()  # deleted on the server
-                raise
-
-    @contextmanager
-    def _in_use(self, name: str) -> Iterator[None]:
-        self._users[name] += 1
+        self._users[model.name] += 1
         try:
-            yield
+            yield client, self._models.facts(model, native=_is_native(self.manifest.service(service)))
+        except ModelNotFoundError:
+            self._models.invalidate()  # deleted on the server
+            raise
         finally:
-            self._users[name] -= 1
-            if not self._users[name]:
-                del self._users[name]
+            self._users[model.name] -= 1
+            self._users += Counter()  # drops the models without users
 
 
 _MANAGE = "set engine.server: manage in plugin.yaml for a managed server"
@@ -361,15 +354,10 @@ def _is_native(service: ServiceSpec) -> bool:
     return service.config_ref.partition(":")[0] == "ollama"
 
 
-def _describe_kind(model: ModelInfo) -> str:
-    return f"{model.kind} ({', '.join(model.capabilities.features)})"
-
-
 def _address(manifest: Manifest, options: OllamaOptions, environ: dict[str, str]) -> ServerAddress:
-    """The address of the attached server. Raises ManifestError with file and line."""
+    """The address of the attached server. Raises ManifestError for an invalid engine_host."""
     try:
         return configured_address(options.address, manifest.provider.engine_host, environ)
     except ValueError as error:
         fix = "Use an address such as http://127.0.0.1:11434, or leave it empty"
-        key = ("engine", "address") if options.address else ("provider", "engine_host")
-        raise ManifestError([manifest.problem(key, str(error), fix)]) from None
+        raise ManifestError([manifest.problem(("provider", "engine_host"), str(error), fix)]) from None

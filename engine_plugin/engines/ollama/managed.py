@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Health, HealthState
-from engine_plugin.engines.ollama.entries import named_entries
 from engine_plugin.engines.ollama.server_process import OllamaProcess, trial_run
 from engine_plugin.engines.ollama.software import OllamaSoftware
-from engine_plugin.errors import EnginePluginError, InvalidRequestError
+from engine_plugin.errors import EnginePluginError
 from engine_plugin.install.holds import Hold
 from engine_plugin.install.software import InstallHooks
 from engine_plugin.process.records import ProcessRecords
@@ -21,10 +20,11 @@ from engine_plugin.system.files import in_thread, private_data_dir, private_fold
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.client import OllamaClient
+    from engine_plugin.engines.ollama.models import ServerModels
     from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.install.software import Backend
     from engine_plugin.protocol.shapes import EngineCheck
@@ -33,9 +33,6 @@ __all__ = ["ManagedServer"]
 
 log = logging.getLogger(__name__)
 
-_LOAD_TIMEOUT = 600.0
-"""Seconds for a model to load again."""
-
 
 class ManagedServer:
     """An Ollama server that the plugin installs, starts, upgrades and stops.
@@ -43,18 +40,19 @@ class ManagedServer:
     Owned by the engine, used from one loop.
     """
 
-    def __init__(self, options: OllamaOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        """No I/O."""
+    def __init__(
+        self, options: OllamaOptions, models: ServerModels, data_dir: Path, environ: Mapping[str, str]
+    ) -> None:
+        """`models` loads the models again after a restart. No I/O."""
         self._options = options
+        self._models = models
         self._data = data_dir
         self._environ = environ
         self._software = OllamaSoftware(options, data_dir, environ)
         self._records = ProcessRecords(data_dir / "run")
         self._process: OllamaProcess | None = None
-        self._program: Backend | None = None
         self._hold = Hold()
-        """The hold on the installed version of `_program`."""
-        self._mode = "auto"
+        """The hold on the installed version that the process runs."""
         self._replacing = asyncio.Lock()
 
     @property
@@ -82,20 +80,44 @@ class ManagedServer:
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
         """Install the software and return a description of it. `progress` receives the steps."""
-        return await self._software.install(
-            progress, InstallHooks(self._try_out, self._adopter(progress)), cover=cover
-        )
+        return await self._software.install(progress, self._install_hooks(progress), cover=cover)
 
     async def upgrade(self, progress: Progress) -> str:
         """Install the wanted version if another one is installed, and return a description of the result."""
-        done = await self._software.upgrade(progress, InstallHooks(self._try_out, self._adopter(progress)))
+        done = await self._software.upgrade(progress, self._install_hooks(progress))
         return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
+
+    def _install_hooks(self, progress: Progress) -> InstallHooks:
+        async def trial(program: Backend) -> None:
+            await trial_run(program, self._options, self._records, self._environ)
+
+        async def adopt() -> None:
+            """Restart a running server with the version that is installed now; a stopped one stays stopped."""
+            before = self._process
+            if before is None:
+                return
+            program, hold = await in_thread(self._software.acquire)
+            if self._process is None or program == before.program:
+                hold.release()
+                return
+            progress("restarting the server with the new version")
+            old, self._hold = self._hold, hold
+            try:
+                await self._restart(program, before.mode)
+            except BaseException:  # the old version runs again
+                self._hold = old
+                hold.release()
+                raise
+            old.release()
+
+        return InstallHooks(trial, adopt)
 
     async def version(self) -> str:
         """The version of the running server, else of the installed one. Raises EngineNotInstalledError."""
-        if self._process is not None and self._process.version:
-            return self._process.version
-        program = self._program if self._program is not None else await in_thread(self._software.find)
+        process = self._process
+        if process is not None and process.version:
+            return process.version
+        program = process.program if process is not None else await in_thread(self._software.find)
         return program.version or str((await self._software.probe(program))["version"])
 
     async def init_env(self) -> None:
@@ -107,15 +129,16 @@ class ManagedServer:
 
     def config(self) -> EngineConfig:
         """The address and paths of the server."""
-        executable = Path(self._program.executable) if self._program else Path("ollama")
+        process = self._process
+        executable = Path(process.program.executable if process else "ollama")
         return EngineConfig(
-            host=self._process.address.removeprefix("http://") if self._process else "",
+            host=process.address.removeprefix("http://") if process else "",
             scheme="http",
             download_path=str(self._software.folder),
             engine_path=str(self._data),
             exec_path=str(executable.parent),
             exec_file=executable.name,
-            device_type=self._mode,
+            device_type=process.mode if process else "auto",
         )
 
     # Life
@@ -124,23 +147,16 @@ class ManagedServer:
         """Start the server. Raises EngineNotInstalledError, EngineStartError."""
         await self._software.sweep()
         program, self._hold = await in_thread(self._software.acquire)
-        try:
-            await self.init_env()
-            process = await self._start_process(program, mode)
-        except BaseException:
-            self._hold.release()
-            raise
-        self._process, self._program, self._mode = process, program, mode
-        log.info("the managed Ollama %s is ready at %s, mode %s", process.version, process.address, mode)
-
-    async def _start_process(self, program: Backend, mode: str) -> OllamaProcess:
         process = self._new_process(program, mode)
         try:
+            await self.init_env()
             await process.ensure_ready()
         except BaseException:
             await process.close()
+            self._hold.release()
             raise
-        return process
+        self._process = process
+        log.info("the managed Ollama %s is ready at %s, mode %s", process.version, process.address, mode)
 
     async def ensure_ready(self) -> None:
         """Restart the process if it has failed. Raises EnginePluginError if it does not become ready."""
@@ -149,13 +165,12 @@ class ManagedServer:
 
     async def change_mode(self, mode: str) -> None:
         """Restart the server in another mode; `auto` keeps the present one."""
-        if mode not in ("auto", self._mode) and self._program is not None:
-            await self._restart(self._program, mode)
+        if mode != "auto" and self._process is not None:
+            await self._restart(self._process.program, mode)
 
     async def stop(self) -> None:
         """Stop the process and all its descendants."""
         process, self._process = self._process, None
-        self._program = None
         if process is not None:
             await process.close()
         self._hold.release()
@@ -174,31 +189,6 @@ class ManagedServer:
     def _new_process(self, program: Backend, mode: str) -> OllamaProcess:
         return OllamaProcess(program, self._options, self._records, self._data, self._environ, mode)
 
-    async def _try_out(self, program: Backend) -> None:
-        await trial_run(program, self._options, self._records, self._environ)
-
-    def _adopter(self, progress: Progress) -> Callable[[], Awaitable[None]]:
-        async def adopt() -> None:
-            """Restart a running server with the version that is installed now; a stopped one stays stopped."""
-            before = self._program
-            if before is None:
-                return
-            found, hold = await in_thread(self._software.acquire)
-            if self._program is None or found == before:
-                hold.release()
-                return
-            progress("restarting the server with the new version")
-            old, self._hold = self._hold, hold
-            try:
-                await self._restart(found, self._mode)
-            except BaseException:  # the old version runs again
-                self._hold = old
-                hold.release()
-                raise
-            old.release()
-
-        return adopt
-
     async def _restart(self, program: Backend, mode: str) -> None:
         """Replace the process by one with another program or mode, and load the same models. Drains requests first.
 
@@ -206,56 +196,42 @@ class ManagedServer:
         the old one is started again.
         """
         async with self._replacing:
-            old, before = self._process, (self._program, self._mode)
-            if old is None or before == (program, mode):  # stopped, or replaced already
+            old = self._process
+            if old is None or (old.program, old.mode) == (program, mode):  # stopped, or replaced already
                 return
-            loaded = await _loaded_models(old)
+            loaded = await self._loaded_models(old)
             if not await comes_true(old.client().wait_idle(), within=self._options.drain_timeout):
                 log.warning("requests did not end in %g s and are aborted", self._options.drain_timeout)
             await old.close()
-            if self._process is old:  # not stopped meanwhile
-                await self._start_or_revert(program, mode, before)
-                await self._reload(loaded)
+            if self._process is not old:  # stopped meanwhile
+                return
+            process = self._process = self._new_process(program, mode)
+            try:
+                await process.ensure_ready()
+            except EnginePluginError:
+                await process.close()
+                if self._process is process:  # not stopped meanwhile
+                    self._process = self._new_process(old.program, old.mode)
+                    await self._process.ensure_ready()
+                raise
+            await self._reload(process, loaded)
 
-    async def _start_or_revert(self, program: Backend, mode: str, before: tuple[Backend | None, str]) -> None:
-        process = self._process = self._new_process(program, mode)
-        self._program, self._mode = program, mode
+    async def _loaded_models(self, process: OllamaProcess) -> list[str]:
+        """The names of the loaded models; [] if the server does not answer."""
         try:
-            await process.ensure_ready()
+            return [model.name for model in await self._models.running(process.client())]
         except EnginePluginError:
-            await process.close()
-            if self._process is process and before[0] is not None:  # not stopped meanwhile
-                self._process = self._new_process(before[0], before[1])
-                self._program, self._mode = before
-                await self._process.ensure_ready()
-            raise
+            return []
 
-    async def _reload(self, names: list[str]) -> None:
+    async def _reload(self, process: OllamaProcess, names: list[str]) -> None:
         """Load the models again.
 
         A failure is logged only: the next call of the model loads it or reports the error.
         """
         for name in names:
-            process = self._process
-            if process is None:  # stopped meanwhile
+            if self._process is not process:  # stopped meanwhile
                 return
             try:
-                await _load(process.client(), name)
+                await self._models.load(process.client(), name)
             except EnginePluginError as error:
                 log.warning("%s was not loaded again: %s", name, error)
-
-
-async def _loaded_models(process: OllamaProcess) -> list[str]:
-    """The names of the loaded models; [] if the server does not answer."""
-    try:
-        return [entry["name"] for entry in named_entries(await process.client().ask("GET", "/api/ps"))]
-    except EnginePluginError:
-        return []
-
-
-async def _load(client: OllamaClient, name: str) -> None:
-    """Load a chat model, or else an embedding model, which /api/generate rejects."""
-    try:
-        await client.ask("POST", "/api/generate", {"model": name, "stream": False}, model=name, within=_LOAD_TIMEOUT)
-    except InvalidRequestError:
-        await client.ask("POST", "/api/embed", {"model": name, "input": []}, model=name, within=_LOAD_TIMEOUT)

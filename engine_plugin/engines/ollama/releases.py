@@ -25,25 +25,18 @@ _OLDEST = (0, 6, 0)
 
 _ZSTD_SINCE = (0, 14, 0)
 
-# By system, processor and accelerator: names without the suffix, which for Linux depends on the release.
-_NAMES: dict[tuple[str, str, str], tuple[str, ...]] = {
-    ("linux", "amd64", "cpu"): ("ollama-linux-amd64",),
-    ("linux", "amd64", "cuda"): ("ollama-linux-amd64",),
-    ("linux", "amd64", "vulkan"): ("ollama-linux-amd64",),
-    ("linux", "amd64", "rocm"): ("ollama-linux-amd64", "ollama-linux-amd64-rocm"),
-    ("linux", "arm64", "cpu"): ("ollama-linux-arm64",),
-    ("linux", "arm64", "cuda"): ("ollama-linux-arm64",),
-    ("linux", "arm64", "jetpack5"): ("ollama-linux-arm64", "ollama-linux-arm64-jetpack5"),
-    ("linux", "arm64", "jetpack6"): ("ollama-linux-arm64", "ollama-linux-arm64-jetpack6"),
-    ("darwin", "amd64", "cpu"): ("ollama-darwin",),
-    ("darwin", "arm64", "cpu"): ("ollama-darwin",),
-    ("darwin", "arm64", "metal"): ("ollama-darwin",),
-    ("windows", "amd64", "cpu"): ("ollama-windows-amd64",),
-    ("windows", "amd64", "cuda"): ("ollama-windows-amd64",),
-    ("windows", "amd64", "vulkan"): ("ollama-windows-amd64",),
-    ("windows", "amd64", "rocm"): ("ollama-windows-amd64", "ollama-windows-amd64-rocm"),
-    ("windows", "arm64", "cpu"): ("ollama-windows-arm64",),
+_ACCELERATORS = {
+    ("linux", "amd64"): ("cpu", "cuda", "vulkan", "rocm"),
+    ("linux", "arm64"): ("cpu", "cuda", "jetpack5", "jetpack6"),
+    ("darwin", "amd64"): ("cpu",),
+    ("darwin", "arm64"): ("cpu", "metal"),
+    ("windows", "amd64"): ("cpu", "cuda", "vulkan", "rocm"),
+    ("windows", "arm64"): ("cpu",),
 }
+"""The accelerators that the archives of each system and processor support."""
+
+_SECOND = ("rocm", "jetpack5", "jetpack6")
+"""The accelerators that need a second archive."""
 
 
 def release_archives(version: str, mirror: str, checksums: str) -> tuple[Archive, ...]:
@@ -69,6 +62,13 @@ def release_archives(version: str, mirror: str, checksums: str) -> tuple[Archive
             accelerator,
             checksums=checksums or f"{folder}/{_CHECKSUMS}",
         )
-        for (system, machine, accelerator), names in _NAMES.items()
-        for name in names
+        for (system, machine), accelerators in _ACCELERATORS.items()
+        for accelerator in accelerators
+        for name in _names(system, machine, accelerator)
     )
+
+
+def _names(system: str, machine: str, accelerator: str) -> tuple[str, ...]:
+    """The names of the archives without their suffix, which for Linux depends on the release."""
+    main = "ollama-darwin" if system == "darwin" else f"ollama-{system}-{machine}"
+    return (main, f"{main}-{accelerator}") if accelerator in _SECOND else (main,)

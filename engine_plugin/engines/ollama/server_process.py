@@ -14,7 +14,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.engines.ollama.attached import is_older
 from engine_plugin.engines.ollama.client import OllamaClient
-from engine_plugin.errors import EngineStartError, PreconditionError, UnsupportedError
+from engine_plugin.errors import EngineStartError, UnsupportedError
 from engine_plugin.process import python
 from engine_plugin.process.engine_process import Command
 from engine_plugin.process.environ import child_environ
@@ -72,11 +72,11 @@ class OllamaProcess(ServerProcess):
         """The version that the server reports, once it is ready."""
         self.computes_on: tuple[str, ...] = ()
         """The kinds of devices in its log, such as cpu or cuda; empty if it logs none."""
-        self._program = program
+        self.program = program
+        self.mode = mode
         self._options: OllamaOptions = options
         self._data = data_dir
         self._environ = environ
-        self._mode = mode
         self._clients: tuple[Http1Client, OllamaClient] | None = None
         self._unfit: EnginePluginError | None = None
         """Why a server that runs cannot be used."""
@@ -92,7 +92,8 @@ class OllamaProcess(ServerProcess):
         Raises EngineStartError if it does not answer, PreconditionError if it is too old or has no GPU in mode gpu,
         and UnsupportedError if it uses a GPU in mode cpu. After an error no process is left.
         """
-        await in_thread(self._make_folders)
+        for name in (_MODELS, _HOME):
+            await in_thread(private_folder, self._data / name)
         self._unfit = None
         try:
             await super().ensure_ready()
@@ -122,49 +123,41 @@ class OllamaProcess(ServerProcess):
         self.clean_up()
 
     def launch(self, address: Address) -> Command:
-        argv = python.guarded([self._program.executable, "serve"])
+        argv = python.guarded([self.program.executable, "serve"])
         return Command(argv, self._environment(address.ports[0]))
 
     async def prove(self) -> None:
         """Check version and devices of the started server. Raises PreconditionError or UnsupportedError."""
-        try:
-            await self._require_fit()
-        except (PreconditionError, UnsupportedError) as error:
-            self._unfit = error
-            raise
-
-    async def _require_fit(self) -> None:
         self.version = str((await self.client().ask("GET", _VERSION_PATH)).get("version", ""))
+        log = "\n".join(self.latest_run.lines() if self.latest_run else ())
+        self.computes_on = tuple(kind.lower() for kind in _COMPUTES.findall(log))  # logged before it answers
+        self._unfit = self._unfitness()
+        if self._unfit is not None:
+            raise self._unfit
+
+    def _unfitness(self) -> EnginePluginError | None:
+        kinds = self.computes_on
         if is_older(self.version, self._options.minimum_version):
-            raise catalogue.SOFTWARE_TOO_OLD.error(
-                software=self._program.origin,
+            return catalogue.SOFTWARE_TOO_OLD.error(
+                software=self.program.origin,
                 found=self.version,
                 wanted=self._options.minimum_version,
                 upgrade="Call UpgradeEngine, or set engine.ollama to another one",
             )
-        log = "\n".join(self.latest_run.lines() if self.latest_run else ())
-        self.computes_on = tuple(kind.lower() for kind in _COMPUTES.findall(log))  # logged before it answers
-        self._require_mode()
-
-    def _require_mode(self) -> None:
-        kinds = self.computes_on
-        if self._mode == "gpu" and set(kinds) == {"cpu"}:
-            raise catalogue.DEVICE_MISSING.error(
+        if self.mode == "gpu" and set(kinds) == {"cpu"}:
+            return catalogue.DEVICE_MISSING.error(
                 where="mode",
                 asked="gpu",
-                software=self._program.origin,
+                software=self.program.origin,
                 device="GPU",
                 devices="cpu",
                 way="Start in mode auto or cpu, or install the driver and a release for the GPU (engine.accelerator)",
             )
-        if self._mode == "cpu" and kinds and "cpu" not in kinds:
-            raise UnsupportedError(
+        if self.mode == "cpu" and kinds and "cpu" not in kinds:
+            return UnsupportedError(
                 f"mode: on this machine Ollama always computes on {', '.join(kinds)}; start in mode auto"
             )
-
-    def _make_folders(self) -> None:
-        for name in (_MODELS, _HOME):
-            private_folder(self._data / name)
+        return None
 
     def _environment(self, port: int) -> dict[str, str]:
         """The environment of the server, which keeps its files out of the user's home."""
@@ -177,7 +170,7 @@ class OllamaProcess(ServerProcess):
             "OLLAMA_MODELS": str(self._data / _MODELS),
             "GIN_MODE": "release",  # else it logs all its routes
             **_settings(self._options),
-            **_devices(self._mode),
+            **_devices(self.mode),
         }
 
 
