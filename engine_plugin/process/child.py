@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     import psutil
 
-__all__ = ["STDERR", "STDOUT", "ChildProcess"]
+__all__ = ["STDERR", "STDOUT", "ChildProcess", "PipedProcess"]
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 _KILL_CONFIRM = 5.0
@@ -136,3 +137,30 @@ class ChildProcess(asyncio.SubprocessProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._closed.set()
+
+
+@dataclass(eq=False, repr=False)
+class PipedProcess(ChildProcess):
+    """A process whose stdout is read from `output`; while nothing reads it, the pipe fills."""
+
+    output: asyncio.StreamReader = field(default_factory=asyncio.StreamReader, init=False)
+
+    def kill_now(self) -> None:
+        """Kill the process without waiting for its exit."""
+        with suppress(ProcessLookupError):
+            self._transport.kill()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.output.set_transport(cast("asyncio.Transport", self._transport.get_pipe_transport(STDOUT)))
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == STDOUT:
+            self.output.feed_data(data)
+        else:
+            self.take(fd, data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        super().pipe_connection_lost(fd, exc)
+        if fd == STDOUT:
+            self.output.feed_eof()

@@ -6,12 +6,18 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple, cast
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine_plugin import catalogue
-from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError, UnavailableError
-from engine_plugin.process.child import STDIN, STDOUT, ChildProcess
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    InvalidRequestError,
+    PreconditionError,
+    UnavailableError,
+)
+from engine_plugin.process.child import STDIN, PipedProcess
 from engine_plugin.process.python import module_command, module_environ
 from engine_plugin.speech.containers import is_cut_off
 from engine_plugin.speech.decoder_program import CUT_OFF, LENGTH_TOLERANCE, too_long_message
@@ -19,14 +25,13 @@ from engine_plugin.speech.options import AudioLimits
 from engine_plugin.speech.pcm import native_samples, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from pathlib import Path
 
 __all__ = ["FORMATS", "RAW", "DecodedStream", "Decoder", "Recording"]
 
 _MODULE = "engine_plugin.speech.decoder_program"
 _BLOCK = 256 * 1024
-_HIGH_WATER = 256 * 1024
 _STDERR_TAIL = 2000
 _MAX_PARALLEL = max(2, os.cpu_count() or 2)  # files decoded at the same time
 _MAX_QUEUED = 100  # files that wait for a slot
@@ -65,48 +70,97 @@ class Recording(NamedTuple):
     is_cut_off: bool
 
 
-class _DecoderProcess(ChildProcess):
-    """The decoder program, with back-pressure in both directions."""
+class DecodedStream(PipedProcess):
+    """Audio in the decoder program, with back-pressure in both directions.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stderr = bytearray()
-        self.stdout = bytearray()
+    One task calls `write` and `end`, another one iterates over the samples; `decode` does both.
+    """
+
+    def __init__(self, *, can_install: bool) -> None:
+        """`can_install`: InstallEngine installs the packages that the decoder needs."""
+        super().__init__(take=self._keep)
+        self.is_cut_off = False
+        self._can_install = can_install
+        self._last_words = b""
         self._writable = asyncio.Event()
         self._writable.set()
-        self._input_lost = False
-        self._ended = False
-        self._paused = False
-        self._changed = asyncio.Event()
 
     async def write(self, data: bytes) -> None:
-        """Write input; waits while the pipe is full."""
-        if not self._input_lost:
-            self.stdin.write(data)
-        await self._writable.wait()
+        """Write encoded audio; waits while the decoded audio is not read."""
+        for start in range(0, len(data), _BLOCK):
+            if not self.stdin.is_closing():
+                self.stdin.write(data[start : start + _BLOCK])
+            await self._writable.wait()
 
-    async def read_frame(self) -> tuple[bytes, bytes]:
-        """The letter and the payload of the next frame; (b"", b"") after the process ended without a last frame."""
-        while (frame := self._next_frame()) is None:
-            if self._ended:
-                return b"", b""
-            if self._paused:
-                self._paused = False
-                self._output().resume_reading()
-            self._changed.clear()
-            await self._changed.wait()
-        return frame
+    def end(self) -> None:
+        """End the encoded audio."""
+        self.close_stdin()
 
-    def _next_frame(self) -> tuple[bytes, bytes] | None:
-        end = 5 + int.from_bytes(self.stdout[1:5], "big")
-        if len(self.stdout) < max(5, end):
-            return None
-        kind, payload = bytes(self.stdout[:1]), bytes(self.stdout[5:end])
-        del self.stdout[:end]
-        return kind, payload
+    async def decode(self, audio: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Yield the samples of `audio`. An error of `audio` takes precedence over the decoder's, which may only
+        reflect the sudden end."""
+        feeding = asyncio.create_task(self._feed(audio))
+        try:
+            async for samples in self:
+                yield samples
+            await feeding
+        except EnginePluginError:
+            if feeding.done():
+                feeding.result()
+            raise
+        finally:
+            feeding.cancel()
+            await asyncio.wait({feeding})
 
-    def _output(self) -> asyncio.ReadTransport:
-        return cast("asyncio.ReadTransport", self._transport.get_pipe_transport(STDOUT))
+    async def _feed(self, audio: AsyncIterator[bytes]) -> None:
+        """Write the audio, and end it even if the source fails."""
+        try:
+            async for data in audio:
+                await self.write(data)
+        finally:
+            self.end()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield 16 kHz mono s16le as it is decoded, then set `is_cut_off`.
+
+        Raises InvalidRequestError for audio that cannot be decoded.
+        """
+        while True:
+            try:
+                head = await self.output.readexactly(5)
+                payload = await self.output.readexactly(int.from_bytes(head[1:], "big"))
+            except asyncio.IncompleteReadError:
+                raise await self._exit_error() from None
+            match head[:1]:
+                case b"a":
+                    yield payload
+                case b"d":
+                    self.is_cut_off = payload == CUT_OFF
+                    return
+                case b"e":
+                    raise InvalidRequestError.at("audio", payload.decode("utf-8", "replace"))
+                case _:
+                    raise self._missing(payload.decode("utf-8", "replace"))
+
+    def _missing(self, package: str) -> EnginePluginError:
+        found = f"audio: the Python package {package}, which decodes audio, is not installed"
+        if self._can_install:
+            return catalogue.ENGINE_NOT_INSTALLED.error(found=found)
+        return PreconditionError(
+            f"{found} beside engine-plugin. Install it into the same Python: pip install 'av>=16'. Or send 16 kHz "
+            "mono 16-bit samples, raw or as WAV, which need no package"
+        )
+
+    async def _exit_error(self) -> BadGatewayError:
+        """The error for an exit before the last frame."""
+        await asyncio.wait({self.exited}, timeout=1)
+        status = self.exited.result() if self.exited.done() else 0
+        how = signal.Signals(-status).name if status < 0 else f"status {status}"
+        words = self._last_words.decode("utf-8", "replace").strip().splitlines()
+        return BadGatewayError(f"audio: the decoder exited with {how}: {words[-1] if words else 'it wrote no error'}")
+
+    def _keep(self, _stderr: int, data: bytes) -> None:
+        self._last_words = (self._last_words + data)[-_STDERR_TAIL:]
 
     # Callbacks of asyncio
 
@@ -116,58 +170,10 @@ class _DecoderProcess(ChildProcess):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd != STDOUT:
-            self.stderr = (self.stderr + data)[-_STDERR_TAIL:]
-            return
-        self.stdout += data
-        if len(self.stdout) > _HIGH_WATER and not self._paused:
-            self._paused = True
-            self._output().pause_reading()
-        self._changed.set()
-
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         super().pipe_connection_lost(fd, exc)
         if fd == STDIN:
-            self._input_lost = True
             self._writable.set()
-        elif fd == STDOUT:
-            self._ended = True
-            self._changed.set()
-
-
-class DecodedStream:
-    """A live stream in the decoder. One task calls `write` and `end`, another one iterates over the samples."""
-
-    def __init__(self, process: _DecoderProcess, *, can_install: bool) -> None:
-        """`can_install`: InstallEngine installs the packages that the decoder needs."""
-        self.is_cut_off = False
-        self._process = process
-        self._can_install = can_install
-
-    async def write(self, data: bytes) -> None:
-        """Write encoded audio; waits while the decoded audio is not read."""
-        for start in range(0, len(data), _BLOCK):
-            await self._process.write(data[start : start + _BLOCK])
-
-    def end(self) -> None:
-        """End the encoded audio."""
-        self._process.close_stdin()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield 16 kHz mono s16le as it is decoded, then set `is_cut_off`.
-
-        Raises InvalidRequestError for audio that cannot be decoded.
-        """
-        while True:
-            kind, payload = await self._process.read_frame()
-            if kind == b"a":
-                yield payload
-            elif kind == b"d":
-                self.is_cut_off = payload == CUT_OFF
-                return
-            else:
-                raise await _failure(self._process, kind, payload, can_install=self._can_install)
 
 
 class Decoder:
@@ -212,15 +218,9 @@ class Decoder:
 
     async def _decoded(self, audio: bytes) -> Recording:
         limit = self._limits.timeout
-        pieces: list[bytes] = []
         try:
-            async with self._slots, asyncio.timeout(limit), self._stream(live=False) as stream:
-                feeding = asyncio.create_task(_feed(stream, audio))
-                try:
-                    pieces = [piece async for piece in stream]
-                finally:
-                    feeding.cancel()
-                    await asyncio.wait({feeding})
+            async with self._slots, asyncio.timeout(limit), self._running(longest=self._limits.longest) as stream:
+                pieces = [piece async for piece in stream.decode(_whole(audio))]
         except TimeoutError:
             raise InvalidRequestError.at(
                 "audio", f"takes longer than {limit:g} s to decode; send a shorter recording"
@@ -244,7 +244,7 @@ class Decoder:
             )
         self._streams += 1
         try:
-            async with self._stream(
+            async with self._running(
                 live=True, audio_format=FORMATS[audio_format], rate=rate, channels=channels
             ) as stream:
                 yield stream
@@ -252,43 +252,18 @@ class Decoder:
             self._streams -= 1
 
     @asynccontextmanager
-    async def _stream(
-        self, *, live: bool, audio_format: str = "", rate: int = 0, channels: int = 0
+    async def _running(
+        self, *, live: bool = False, audio_format: str = "", rate: int = 0, channels: int = 0, longest: float = 0
     ) -> AsyncIterator[DecodedStream]:
-        longest = 0 if live else self._limits.longest
         settings = {"live": live, "format": audio_format, "rate": rate, "channels": channels, "longest": longest}
-        head = json.dumps(settings).encode() + b"\n"
-        command, environ = module_command(_MODULE), module_environ(self._environ, self._site)
-        process = _DecoderProcess()
-        await process.spawn(command, environ, stdin=head)
+        stream = DecodedStream(can_install=self._site is not None)
+        environ = module_environ(self._environ, self._site)
+        await stream.spawn(module_command(_MODULE), environ, stdin=json.dumps(settings).encode() + b"\n")
         try:
-            yield DecodedStream(process, can_install=self._site is not None)
+            yield stream
         finally:
-            await process.kill()
+            await stream.kill()
 
 
-async def _feed(stream: DecodedStream, audio: bytes) -> None:
-    await stream.write(audio)
-    stream.end()
-
-
-async def _failure(process: _DecoderProcess, kind: bytes, payload: bytes, *, can_install: bool) -> Exception:
-    """The error that an `e` or `m` frame, or the end of the process, stands for."""
-    text = payload.decode("utf-8", "replace")
-    if kind == b"e":
-        return InvalidRequestError.at("audio", f"{text}")
-    if kind == b"m":
-        found = f"audio: the Python package {text}, which decodes audio, is not installed"
-        if can_install:
-            return catalogue.ENGINE_NOT_INSTALLED.error(found=found)
-        return PreconditionError(
-            f"{found} beside engine-plugin. Install it into the same Python: pip install 'av>=16'. Or send 16 kHz "
-            "mono 16-bit samples, raw or as WAV, which need no package"
-        )
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await asyncio.wait({process.exited})
-    status = process.exited.result() if process.exited.done() else 0
-    how = signal.Signals(-status).name if status < 0 else f"status {status}"
-    words = process.stderr.decode("utf-8", "replace").strip().splitlines()
-    return BadGatewayError(f"audio: the decoder exited with {how}: {words[-1] if words else 'it wrote no error'}")
+async def _whole(audio: bytes) -> AsyncIterator[bytes]:
+    yield audio

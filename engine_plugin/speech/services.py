@@ -5,7 +5,6 @@ The engine loads the model and describes the server (`Dialect`); this module han
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import os
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.messages import BidiMessage
-    from engine_plugin.speech.decoder import DecodedStream, Decoder
+    from engine_plugin.speech.decoder import Decoder
     from engine_plugin.transport.posting import PostingClient
 
 __all__ = ["MAX_FILES", "Dialect", "SpeechServices"]
@@ -264,36 +263,10 @@ class SpeechServices:
             else:
                 async with (
                     self._decoder.stream(task.audio_format, task.sample_rate, task.channels) as decoded,
-                    aclosing(_decoded(audio, decoded)) as pieces,
+                    aclosing(decoded.decode(audio)) as pieces,
                 ):
                     async for samples in pieces:
                         yield samples
-
-
-async def _decoded(audio: AsyncIterator[bytes], decoded: DecodedStream) -> AsyncGenerator[bytes, None]:
-    """Decode the audio. An error of its source takes precedence over the decoder's, which may only reflect the sudden
-    end."""
-    feeding = asyncio.create_task(_feed(audio, decoded))
-    try:
-        async for samples in decoded:
-            yield samples
-        await feeding
-    except EnginePluginError:
-        if feeding.done():
-            feeding.result()
-        raise
-    finally:
-        feeding.cancel()
-        await asyncio.wait({feeding})
-
-
-async def _feed(audio: AsyncIterator[bytes], decoded: DecodedStream) -> None:
-    """Write the audio to the decoder, and end it even if the source fails."""
-    try:
-        async for data in audio:
-            await decoded.write(data)
-    finally:
-        decoded.end()
 
 
 def _form_fields(model: str, request: dict[str, Any], *, words: bool) -> dict[str, str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.process.child import STDOUT, ChildProcess
+from engine_plugin.process.child import PipedProcess
 from engine_plugin.templates.jinja import BROKEN, LIMIT, TemplateError, Templates
 from engine_plugin.templates.program import MEMORY, encode
 
@@ -40,7 +39,7 @@ class Renderer:
         self._environ = environ
         self._within = within
         self._turn = asyncio.Lock()
-        self._process: _Process | None = None
+        self._process: PipedProcess | None = None
         self._rendering: asyncio.Task[str] | None = None
 
     async def render(
@@ -79,7 +78,7 @@ class Renderer:
             frame = encode(conversation)
         except RecursionError:
             raise TemplateError(LIMIT, "the conversation is nested too deeply") from None
-        answer = await process.ask(frame, self._within)
+        answer = await _ask(process, frame, self._within)
         if answer is None or answer.get("kind") == LIMIT:
             await self._end()  # frees what it has allocated
             raise TemplateError(LIMIT, f"rendering it takes more than {self._within:g} s or {MEMORY >> 20} MiB")
@@ -87,15 +86,15 @@ class Renderer:
             return str(answer["prompt"])
         raise TemplateError(str(answer.get("kind")), str(answer.get("error")))
 
-    async def _started(self) -> _Process:
+    async def _started(self) -> PipedProcess:
         process = self._process
         if process is not None and not process.exited.done():
             return process
         await self._end()
-        process = _Process()
+        process = PipedProcess()
         await process.spawn(self._argv, self._environ)
         self._process = process
-        told = await process.ask(encode(list(self._templates)), _START_WITHIN)
+        told = await _ask(process, encode(list(self._templates)), _START_WITHIN)
         if told is None:
             await self._end()
             raise TemplateError(BROKEN, "the process that renders the model's chat template cannot be started")
@@ -110,49 +109,14 @@ class Renderer:
             await process.kill()
 
 
-class _Process(ChildProcess):
-    """The process and its pipes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._heard = bytearray()
-        self._answer: asyncio.Future[dict[str, Any] | None] | None = None
-
-    async def ask(self, frame: bytes, within: float) -> dict[str, Any] | None:
-        """The answer to a frame; None after so many seconds, or for a malformed answer."""
-        self._answer = asyncio.get_running_loop().create_future()
-        if self.exited.done():
-            return None
-        self.stdin.write(frame)
-        await asyncio.wait({self._answer}, timeout=within)
-        return self._answer.result() if self._answer.done() else None
-
-    def kill_now(self) -> None:
-        """Kill the process without waiting for its exit."""
-        with suppress(ProcessLookupError):
-            self._transport.kill()
-
-    def _tell(self, answer: dict[str, Any] | None) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(answer)
-
-    # Called by asyncio
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd != STDOUT:
-            return
-        self._heard += data
-        end = 4 + int.from_bytes(self._heard[:4], "big")
-        if len(self._heard) < 4 or (len(self._heard) < end and end <= _ANSWER_LIMIT):
-            return
-        try:
-            answer = json.loads(self._heard[4:end].decode("utf-8", "surrogatepass"))
-        except (ValueError, RecursionError):
-            answer = None
-        self._heard.clear()
-        self._tell(answer if isinstance(answer, dict) else None)
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        super().pipe_connection_lost(fd, exc)
-        if fd == STDOUT:
-            self._tell(None)
+async def _ask(process: PipedProcess, frame: bytes, within: float) -> dict[str, Any] | None:
+    """The answer to a frame; None after so many seconds, for a malformed answer, and at the end of the process."""
+    process.stdin.write(frame)
+    try:
+        async with asyncio.timeout(within):
+            size = int.from_bytes(await process.output.readexactly(4), "big")
+            answer = await process.output.readexactly(size) if size <= _ANSWER_LIMIT else b""
+        shape = json.loads(answer.decode("utf-8", "surrogatepass"))
+    except (asyncio.IncompleteReadError, TimeoutError, ValueError, RecursionError):
+        return None
+    return shape if isinstance(shape, dict) else None

@@ -340,9 +340,23 @@ async def test_unread_stream_blocks_its_writer(decoder: Decoder) -> None:
         writing = asyncio.create_task(stream.write(sent))
         done, _ = await asyncio.wait({writing}, timeout=1)
         assert not done
-        assert len(stream._process.stdout) < 2 << 20
         writing.add_done_callback(lambda _done: stream.end())
         assert sum([len(piece) async for piece in stream]) == len(sent)
+        await writing
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+async def test_unread_stream_keeps_little_in_memory(decoder: Decoder) -> None:
+    async with asyncio.timeout(LIMIT), decoder.stream("pcm", 16_000, 1) as stream:
+        writing = asyncio.create_task(stream.write(silence(300)))
+        await asyncio.wait({writing}, timeout=1)
+        [process] = decoders()
+        process.kill()
+        left = 0
+        with pytest.raises(BadGatewayError, match="SIGKILL"):  # noqa: PT012  # what came before counts
+            async for piece in stream:
+                left += len(piece)
+        assert 0 < left < 2 << 20
         await writing
 
 
