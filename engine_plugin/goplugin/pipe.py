@@ -49,13 +49,13 @@ class Pipes:
         self.context = context
         self.trusted = trusted
         self.dial = dial
-        self._all: set[Pipe] = set()
+        self.open: set[Pipe] = set()
         self._strangers: dict[Pipe, None] = {}
         self._shut = False
 
     def add(self, pipe: Pipe) -> None:
         """Accept a connection; of too many without the host's certificate the oldest is closed."""
-        self._all.add(pipe)
+        self.open.add(pipe)
         if self._shut:  # accepted just before the close
             pipe.abort()
             return
@@ -73,7 +73,7 @@ class Pipes:
     def remove(self, pipe: Pipe) -> None:
         """Remove `pipe`, which is closed."""
         self.known(pipe)
-        self._all.discard(pipe)
+        self.open.discard(pipe)
 
     def shut(self) -> None:
         """Accept no further connections, and close those that have not shown the host's certificate."""
@@ -84,30 +84,63 @@ class Pipes:
     async def close(self, grace: float) -> None:
         """Wait up to `grace` seconds for the connections to close, then close the rest."""
         self.shut()
-        if self._all:
-            await asyncio.wait({pipe.closed for pipe in self._all}, timeout=grace)
-        while self._all:
-            for pipe in tuple(self._all):
+        if self.open:
+            await asyncio.wait({pipe.closed for pipe in self.open}, timeout=grace)
+        while self.open:
+            for pipe in tuple(self.open):
                 pipe.abort()
-            await asyncio.wait({pipe.closed for pipe in self._all})
+            await asyncio.wait({pipe.closed for pipe in self.open})
 
 
-class Pipe(asyncio.BufferedProtocol):
-    """The host's side of a connection; `_Inside` is the server's."""
+class _End(asyncio.BufferedProtocol):
+    """One of the two connections of a pipe. It is read no faster than the other one can be written."""
+
+    transport: asyncio.Transport
+    other: _End
+
+    def __init__(self) -> None:
+        self.connected = False
+        self._buffer = memoryview(bytearray(_BUFFER))
+
+    def abort(self) -> None:
+        if self.connected:
+            self.transport.abort()
+
+    # Callbacks of asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.connected = True
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._buffer
+
+    def pause_writing(self) -> None:
+        if self.other.connected:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other.connected:
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.connected = False
+
+
+class Pipe(_End):
+    """The host's side of a connection; `inside` is the server's."""
 
     def __init__(self, pipes: Pipes) -> None:
+        super().__init__()
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.other = self.inside = _Inside(self)
         self._pipes = pipes
         self._state = _State.SHAKING
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = pipes.context.wrap_bio(self._received, self._to_send, server_side=True)
-        self._buffer = memoryview(bytearray(_BUFFER))
-        self._inside = _Inside(self)
         self._dialling: asyncio.Task[None] | None = None
         self._host_done = False  # the host has closed its half; the server may still be answering
-        self._lost = False
-        self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
 
     def refuse(self, reason: str) -> None:
@@ -118,26 +151,26 @@ class Pipe(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close both connections now; `closed` is set when that is done."""
         self._state = _State.LEAVING
-        self._transport.abort()
-        self._inside.abort()
+        super().abort()
+        self.inside.abort()
         if self._dialling is not None:
             self._dialling.cancel()
 
     # Callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        super().connection_made(transport)
         self._timer = self._loop.call_later(_HANDSHAKE, self.refuse, f"no handshake within {_HANDSHAKE:g} s")
         self._pipes.add(self)
-
-    def get_buffer(self, _sizehint: int) -> memoryview:
-        return self._buffer
 
     def buffer_updated(self, count: int) -> None:
         if self._state is _State.LEAVING:
             return
         self._received.write(self._buffer[:count])
-        self._advance()
+        if self._state is _State.SHAKING:
+            self._shake()
+        elif self._state is _State.OPEN:
+            self._decrypt()
 
     def eof_received(self) -> bool:
         """The host has closed the connection or its half. True keeps the other half open."""
@@ -147,16 +180,10 @@ class Pipe(asyncio.BufferedProtocol):
             self._decrypt()
         return self._state in (_State.DIALLING, _State.OPEN)
 
-    def pause_writing(self) -> None:
-        self._inside.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._inside.resume_reading()
-
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         if self._state is _State.SHAKING:
             _log.debug("a client left in the middle of its TLS handshake: %s", exc)
-        self._lost = True
         self._timer.cancel()
         self.abort()
         self._check_closed()
@@ -166,10 +193,10 @@ class Pipe(asyncio.BufferedProtocol):
     def server_connected(self) -> None:
         """The server accepted the connection; the host may have closed it meanwhile."""
         if self._state is not _State.DIALLING:
-            self._inside.abort()
+            self.inside.abort()
             return
         self._state = _State.OPEN
-        self._transport.resume_reading()
+        self.transport.resume_reading()
         self._decrypt()  # bytes that arrived with the end of the handshake
 
     def encrypt(self, data: memoryview) -> None:
@@ -195,21 +222,7 @@ class Pipe(asyncio.BufferedProtocol):
             self._leave()
         self._check_closed()
 
-    def pause_reading(self) -> None:
-        """Stop reading: the server is slower than the host."""
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Resume reading."""
-        self._transport.resume_reading()
-
     # Steps
-
-    def _advance(self) -> None:
-        if self._state is _State.SHAKING:
-            self._shake()
-        elif self._state is _State.OPEN:
-            self._decrypt()
 
     def _shake(self) -> None:
         try:
@@ -230,20 +243,19 @@ class Pipe(asyncio.BufferedProtocol):
             self._pipes.known(self)
             self._timer.cancel()
             self._state = _State.DIALLING
-            self._transport.pause_reading()
+            self.transport.pause_reading()
             self._dialling = self._loop.create_task(self._dial())
             self._dialling.add_done_callback(lambda _task: self._check_closed())
 
     async def _dial(self) -> None:
         try:
-            await self._pipes.dial(lambda: self._inside)
+            await self._pipes.dial(lambda: self.inside)
         except OSError as error:
             _log.error("the gRPC server behind TLS takes no connection: %s", error)
             self.abort()
 
     def _decrypt(self) -> None:
         parts = []
-        broken = False
         try:
             while part := self._tls.read(_RECORD):
                 parts.append(part)
@@ -254,93 +266,62 @@ class Pipe(asyncio.BufferedProtocol):
             self._host_done = True
         except ssl.SSLError as error:  # truncated, or tampered with
             _log.debug("the host's TLS connection ended without close_notify: %s", error.reason)
-            broken = True
-        if parts:
-            self._inside.write(b"".join(parts))
-        if broken:
+            self.inside.transport.write(b"".join(parts))
             self.abort()
             return
+        if parts:
+            self.inside.transport.write(b"".join(parts))
         self._flush()
         if self._host_done:
-            self._inside.write_eof()
+            self.inside.end()
 
     def _flush(self) -> None:
         if self._to_send.pending:
-            self._transport.write(self._to_send.read())
+            self.transport.write(self._to_send.read())
 
     def _leave(self) -> None:
         """Send close_notify and give the host time to close: a reset could discard bytes that it has not read."""
         self._state = _State.LEAVING
         self._flush()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._transport.resume_reading()
+        self.transport.write_eof()
+        self.transport.resume_reading()
         self._timer.cancel()
         self._timer = self._loop.call_later(_LEAVING, self.abort)
         if self._host_done:
-            self._transport.close()
+            self.transport.close()
 
     def _check_closed(self) -> None:
         dialling = self._dialling is not None and not self._dialling.done()
-        if self._lost and not dialling and self._inside.lost and not self.closed.done():
+        if not (self.connected or dialling or self.inside.connected or self.closed.done()):
             self._pipes.remove(self)
             self.closed.set_result(None)
 
 
-class _Inside(asyncio.BufferedProtocol):
-    """The server's side of a connection. `lost` is true before it is made and after it has ended."""
+class _Inside(_End):
+    """The server's side of a connection."""
 
     def __init__(self, outside: Pipe) -> None:
-        self._outside = outside
-        self._buffer = memoryview(bytearray(_BUFFER))
-        self._transport: asyncio.Transport | None = None
-        self.lost = True
+        super().__init__()
+        self.other = self._outside = outside
 
-    def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-    def write_eof(self) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+    def end(self) -> None:
+        """Send no more to the server."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         else:  # a TLS connection of asyncio
-            self._transport.close()
-
-    def pause_reading(self) -> None:
-        if self._transport is not None:
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self._transport is not None:
-            self._transport.resume_reading()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+            self.transport.close()
 
     # Callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self.lost = False
+        super().connection_made(transport)
         self._outside.server_connected()
-
-    def get_buffer(self, _sizehint: int) -> memoryview:
-        return self._buffer
 
     def buffer_updated(self, count: int) -> None:
         self._outside.encrypt(self._buffer[:count])
 
-    def pause_writing(self) -> None:
-        self._outside.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._outside.resume_reading()
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self.lost = True
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._outside.server_done()
 
 

@@ -54,13 +54,13 @@ class Relay:
         reader, writer = await within(self.arrived.get())
         return client, reader, writer
 
-    async def _arrive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def arrive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.arrived.put_nowait((reader, writer))
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Relay]:
         loop = asyncio.get_running_loop()
-        server = await asyncio.start_unix_server(self._arrive, self.inside, limit=1 << 16)
+        server = await asyncio.start_unix_server(self.arrive, self.inside, limit=1 << 16)
         front = await loop.create_unix_server(lambda: Pipe(self.pipes), str(self.outside))
         try:
             yield self
@@ -216,9 +216,8 @@ async def test_slow_server_holds_the_host_back(relay: Relay) -> None:
         sending = asyncio.create_task(client.send(MUCH))
         _, late = await asyncio.wait({sending}, timeout=pace(0.2))
         assert late
-        [pipe] = relay.pipes._all
-        assert pipe._inside._transport is not None
-        assert 0 < pipe._inside._transport.get_write_buffer_size() < 1 << 20
+        [pipe] = relay.pipes.open
+        assert 0 < pipe.inside.transport.get_write_buffer_size() < 1 << 20
         assert await within(reader.readexactly(len(MUCH))) == MUCH
         await within(sending)
         await ended(writer)
@@ -232,8 +231,8 @@ async def test_slow_host_holds_the_server_back(relay: Relay) -> None:
         draining = asyncio.create_task(writer.drain())
         _, late = await asyncio.wait({draining}, timeout=pace(0.2))
         assert late
-        [pipe] = relay.pipes._all
-        assert 0 < pipe._transport.get_write_buffer_size() < 1 << 20
+        [pipe] = relay.pipes.open
+        assert 0 < pipe.transport.get_write_buffer_size() < 1 << 20
         data = bytearray()
         while len(data) < len(MUCH):
             data += await client.read()
@@ -274,9 +273,9 @@ async def test_tampered_bytes_end_the_connection(relay: Relay) -> None:
     """They are not forwarded."""
     client, reader, writer = await relay.let_in()
     client.tls.write(b"true")
-    record = bytearray(client._to_send.read())
+    record = bytearray(client.to_send.read())
     record[-1] ^= 1
-    client._writer.write(record)
+    client.writer.write(record)
     with contextlib.suppress(ConnectionResetError):
         assert await within(reader.read()) == b""
     await ended(writer)
@@ -295,11 +294,11 @@ async def test_missing_inner_server_ends_the_connection(relay: Relay, caplog: py
 async def test_rejected_client_that_stays_is_disconnected(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe_module, "_LEAVING", 0.1)
     async with await relay.connect() as client:
-        client._writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        client.writer.write(b"GET / HTTP/1.1\r\n\r\n")
         await client.hung_up()
-        [pipe] = relay.pipes._all
+        [pipe] = relay.pipes.open
         await within(pipe.closed)
-    assert relay.pipes._all == set()
+    assert relay.pipes.open == set()
 
 
 @pytest.mark.promise("G39")
@@ -345,7 +344,7 @@ async def test_close_ends_every_connection(relay: Relay, when: str) -> None:
         reader, writer = await within(relay.arrived.get())
         writer.write(MUCH)
     await within(relay.pipes.close(0))
-    assert relay.pipes._all == set()
+    assert relay.pipes.open == set()
     await client.close()
     if when == "open":
         with contextlib.suppress(ConnectionResetError):

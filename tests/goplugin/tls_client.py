@@ -60,9 +60,9 @@ class TlsClient:
     """One connection. Every wait is bounded."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext) -> None:
-        self._reader, self._writer = reader, writer
-        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._received, self._to_send, server_hostname="localhost")
+        self._reader, self.writer = reader, writer
+        self._received, self.to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._received, self.to_send, server_hostname="localhost")
 
     @classmethod
     async def connect(cls, address: str, context: ssl.SSLContext) -> Self:
@@ -140,19 +140,19 @@ class TlsClient:
 
     def cut(self) -> None:
         """Abort the connection."""
-        self._writer.transport.abort()
+        self.writer.transport.abort()
 
     async def close(self) -> None:
         """Close all resources."""
-        self._writer.close()
+        self.writer.close()
         try:
-            await within(self._writer.wait_closed())
+            await within(self.writer.wait_closed())
         except OSError:  # the server was first
             pass
 
     async def _flush(self) -> None:
-        self._writer.write(self._to_send.read())
-        await within(self._writer.drain())
+        self.writer.write(self.to_send.read())
+        await within(self.writer.drain())
 
     async def _receive(self) -> None:
         data = await within(self._reader.read(1 << 18))
