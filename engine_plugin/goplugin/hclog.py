@@ -58,14 +58,20 @@ class HclogFormatter(logging.Formatter):
 class HclogHandler(logging.Handler):
     """Writes hclog lines to a descriptor from its own thread.
 
-    A host that does not read blocks that thread and never the event loop. Lines beyond a backlog of 4 MiB are
-    dropped, counted and reported. Nothing raises.
+    A host that does not read blocks that thread and never the event loop; other threads wait for a lock only. Lines
+    beyond a backlog of 4 MiB are dropped, counted and reported. Nothing raises.
     """
 
     def __init__(self, fd: int) -> None:
         super().__init__()
         self.setFormatter(HclogFormatter())
-        self._writer = _Writer(fd)
+        self._fd = fd
+        self._changed = threading.Condition()
+        self._lines: deque[bytes] = deque()
+        self._backlog = 0
+        self._dropped = 0
+        self._closed = False
+        threading.Thread(target=self._run, name="hclog", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -76,16 +82,49 @@ class HclogHandler(logging.Handler):
             text = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
             broken.msg = f"{text} (cannot be shown with its arguments: {type(error).__name__})"
             line = self.format(broken)
-        self._writer.put(line.encode() + b"\n")
+        self.put(line.encode() + b"\n")
+
+    def put(self, line: bytes) -> None:
+        """Have a line written, or count it as dropped. Called from any thread."""
+        with self._changed:
+            if self._closed:
+                return
+            if self._backlog + len(line) > _BACKLOG_LIMIT:
+                self._dropped += 1
+                return
+            if self._dropped:
+                text = f"{self._dropped} log lines were dropped: the host had stopped reading stderr"
+                notice = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "msg": text})
+                line = self.format(notice).encode() + b"\n" + line
+                self._dropped = 0
+            self._lines.append(line)
+            self._backlog += len(line)
+            self._changed.notify_all()
 
     def drain(self, timeout: float) -> None:
         """Wait until all lines are written, at most `timeout` seconds. Called before the process exits."""
-        self._writer.drain(timeout)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._backlog, timeout)
 
     def close(self) -> None:
         """Let the thread write its backlog and end, without waiting. Called by `logging` at exit."""
-        self._writer.close()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         super().close()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._closed)
+                if not self._lines:
+                    break
+                line = self._lines.popleft()
+            _write_all(self._fd, line)
+            with self._changed:
+                self._backlog -= len(line)
+                self._changed.notify_all()
+        os.close(self._fd)
 
 
 def install_hclog(environ: Mapping[str, str], fd: int = 2) -> HclogHandler:
@@ -106,70 +145,12 @@ def install_hclog(environ: Mapping[str, str], fd: int = 2) -> HclogHandler:
     return handler
 
 
-class _Writer:
-    """A thread that writes what other threads put; they wait for a lock only, never for the descriptor."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._changed = threading.Condition()
-        self._lines: deque[bytes] = deque()
-        self._backlog = 0
-        self._dropped = 0
-        self._closed = False
-        threading.Thread(target=self._run, name="hclog", daemon=True).start()
-
-    def put(self, line: bytes) -> None:
-        with self._changed:
-            if self._closed:
-                return
-            if self._backlog + len(line) > _BACKLOG_LIMIT:
-                self._dropped += 1
-                return
-            if self._dropped:
-                self._append(_dropped_notice(self._dropped))
-                self._dropped = 0
-            self._append(line)
-            self._changed.notify_all()
-
-    def drain(self, timeout: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._backlog, timeout)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _append(self, line: bytes) -> None:
-        self._lines.append(line)
-        self._backlog += len(line)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._closed)
-                if not self._lines:
-                    break
-                line = self._lines.popleft()
-            _write_all(self._fd, line)
-            with self._changed:
-                self._backlog -= len(line)
-                self._changed.notify_all()
-        os.close(self._fd)
-
-
 def _write_all(fd: int, data: bytes) -> None:
     try:
         while data:
             data = data[os.write(fd, data) :]
     except OSError:  # the host has died; the watchdog ends the plugin
         return
-
-
-def _dropped_notice(count: int) -> bytes:
-    text = f"{count} log lines were dropped: the host had stopped reading stderr"
-    record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "msg": text})
-    return HclogFormatter().format(record).encode() + b"\n"
 
 
 def _level_name(levelno: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv, engine_environ, handshake_line, is_hosted
-from engine_plugin.goplugin.hclog import HclogFormatter, HclogHandler
+from engine_plugin.goplugin.hclog import HclogHandler
 from engine_plugin.protocol.handshake import COOKIE
 from tests.abuse.examples import JSON, ODD_TEXT
 
@@ -102,19 +103,14 @@ RECORDS = st.fixed_dictionaries(
 
 
 class Sink(HclogHandler):
-    """The handler without its thread; keeps what it would write."""
+    """Keeps what it would write."""
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)
-        self.setFormatter(HclogFormatter())
+        super().__init__(os.open(os.devnull, os.O_WRONLY))
         self.lines: list[bytes] = []
-        self._writer: Any = self
 
     def put(self, line: bytes) -> None:
         self.lines.append(line)
-
-    def close(self) -> None:
-        logging.Handler.close(self)
 
 
 @pytest.fixture
