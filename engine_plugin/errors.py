@@ -355,19 +355,7 @@ class PluginProcessError(EnginePluginError):
     remedy = "Launch the plugin again; the message has its exit status and last lines."
 
 
-_BY_CODE: dict[int, type[EnginePluginError]] = {
-    cls.code: cls
-    for cls in (
-        InvalidRequestError,
-        AuthError,
-        NotFoundError,
-        DeadlineError,
-        PreconditionError,
-        UnsupportedError,
-        BadGatewayError,
-        UnavailableError,
-    )
-}
+_BY_CODE = {cls.code: cls for cls in EnginePluginError.__subclasses__() if "code" in vars(cls)}
 
 
 def error_for_code(code: int, message: str) -> EnginePluginError:

@@ -10,7 +10,7 @@ import base64
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from engine_plugin.errors import EnginePluginError, UnsupportedError
 from engine_plugin.protocol.handshake import CORE_PROTOCOL_VERSION, PROTOCOL_VERSIONS
@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.protocol.handshake import Cookie
 
-__all__ = [
-    "RUN_BY_HAND",
-    "HostEnv",
-    "engine_environ",
-    "handshake_line",
-    "is_hosted",
-]
-
-Transport = Literal["unix", "tcp"]
+__all__ = ["RUN_BY_HAND", "HostEnv", "engine_environ", "handshake_line", "is_hosted"]
 
 _DECIMAL = re.compile(r"[0-9]{1,9}")
 
@@ -42,14 +34,16 @@ Start the host instead, or serve by hand, without a host, with:
 
 @dataclass(frozen=True, slots=True)
 class HostEnv:
-    """What the host asks for. `min_port` and `max_port` apply to `transport` tcp only (0, 0: any free port).
+    """What the host asks for. `transport` is unix or tcp.
+
+    `min_port` and `max_port` apply to tcp only (0, 0: any free port).
 
     `socket_dir` and `socket_group` (a name or a number) apply to unix only; empty means the temporary
     directory, and no group. `client_cert` is the PEM of a host that wants AutoMTLS, else empty.
     """
 
     protocol_version: int
-    transport: Transport
+    transport: str
     min_port: int = 0
     max_port: int = 0
     socket_dir: str = ""
@@ -107,20 +101,12 @@ def _negotiate(offered: str, ours: Iterable[int]) -> int:
     return max(theirs.intersection(ours), default=min(ours))
 
 
-def _transport(wanted: str, windows: bool) -> Transport:
-    match wanted:
-        case "":
-            return "tcp" if windows else "unix"
-        case "tcp":
-            return "tcp"
-        case "unix" if not windows:
-            return "unix"
-        case "unix":
-            raise UnsupportedError(
-                "ENGINE_PLUGIN_TRANSPORT=unix does not work on Windows. Unset it, or set it to tcp."
-            )
-        case _:
-            raise EnginePluginError(f"ENGINE_PLUGIN_TRANSPORT is {wanted!r}. Set it to unix or tcp, or unset it.")
+def _transport(wanted: str, windows: bool) -> str:
+    if wanted not in ("", "unix", "tcp"):
+        raise EnginePluginError(f"ENGINE_PLUGIN_TRANSPORT is {wanted!r}. Set it to unix or tcp, or unset it.")
+    if wanted == "unix" and windows:
+        raise UnsupportedError("ENGINE_PLUGIN_TRANSPORT=unix does not work on Windows. Unset it, or set it to tcp.")
+    return wanted or ("tcp" if windows else "unix")
 
 
 def _port_range(environ: Mapping[str, str]) -> tuple[int, int]:

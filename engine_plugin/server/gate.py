@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.server.peers import LocalPeers
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "method_kind"]
 
 _REFUSED = AuthError("the plugin serves only the user that runs it")
 
@@ -51,11 +51,14 @@ class Gate(grpc.aio.ServerInterceptor):
         return guarded
 
 
+def method_kind(streams_request: bool, streams_response: bool) -> str:
+    """grpcio's name for a kind of method, such as unary_stream; a part of the names of its attributes."""
+    return f"{'stream' if streams_request else 'unary'}_{'stream' if streams_response else 'unary'}"
+
+
 def _admitting(handler: grpc.RpcMethodHandler[Any, Any], peers: LocalPeers) -> grpc.RpcMethodHandler[Any, Any]:
     """`handler` for callers that `peers` admits."""
-    kind = (
-        f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
-    )
+    kind = method_kind(handler.request_streaming, handler.response_streaming)
     behavior = getattr(handler, kind)
 
     async def check(context: grpc.aio.ServicerContext[Any, Any]) -> None:

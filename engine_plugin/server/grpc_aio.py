@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
-from engine_plugin.server.gate import Gate
+from engine_plugin.server.gate import Gate, method_kind
 from engine_plugin.server.peers import LocalPeers
 from engine_plugin.server.seam import HostGone, RpcError, RpcServer, Status
 from engine_plugin.system.addresses import grpc_target, host_of, is_loopback
@@ -133,12 +133,8 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
 
 
 def _method_handler(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
-    make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[method.streams_request, method.streams_response]
+    kind = method_kind(method.streams_request, method.streams_response)
+    make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = getattr(grpc, f"{kind}_rpc_method_handler")
     return make(
         _guard(method.handler, takes_request=not method.streams_request),
         request_deserializer=_reader(method.request),
