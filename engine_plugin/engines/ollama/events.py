@@ -1,4 +1,4 @@
-"""OpenAI's stream events from Ollama's lines.
+"""The events of a stream from Ollama's lines: OpenAI's, or the lines themselves.
 
 A line with text and nothing else, as nearly all are, is not parsed: its text, which is JSON already, is inserted
 between bytes that are made once for each choice.
@@ -11,27 +11,28 @@ import secrets
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.ollama.answers import timings, usage
-from engine_plugin.engines.ollama.errors import checked_line
-from engine_plugin.engines.ollama.lines import (
+from engine_plugin.engines.ollama.answers import (
     delta_of,
     finish_reason,
     openai_call,
     openai_logprobs,
+    timings,
     to_json,
+    usage,
 )
+from engine_plugin.engines.ollama.errors import checked_line
 from engine_plugin.engines.ollama.thinking import ThinkParser
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.jsontext import write_json
 from engine_plugin.openai_api.completions import CompletionLogprobs
-from engine_plugin.transport.ndjson import read_line
+from engine_plugin.transport.ndjson import as_events, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from engine_plugin.engines.ollama.lines import Delta
+    from engine_plugin.engines.ollama.answers import Delta
 
-__all__ = ["ChoiceWriter", "usage_event"]
+__all__ = ["ChoiceWriter", "NativeWriter", "usage_event"]
 
 _PLAIN = rb'[^"\\\x00-\x1f]'
 _ESCAPED = rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})'
@@ -81,8 +82,8 @@ class ChoiceWriter:
         self._around = {field: self._around_text(field) for field in (self._field, "reasoning_content")}
         self._converted = tuple(before for before, _ in self._around.values())
         self._forms = (
-            (_CONTENT_LINES[service], _inserter(*self._around[self._field])),
-            (_THINKING_LINES[service], _inserter(*self._around["reasoning_content"])),
+            (_CONTENT_LINES[service], self._inserter(self._field)),
+            (_THINKING_LINES[service], self._inserter("reasoning_content")),
         )
         self._first = self._event({"role": "assistant", "content": ""}) if service == "chat" else b""
         """The event before all others, until it is written."""
@@ -184,14 +185,41 @@ class ChoiceWriter:
         before, after = self._event({field: mark}).split(f'"{mark}"'.encode())
         return before, after
 
+    def _inserter(self, field: str) -> Callable[[re.Match[bytes]], bytes]:
+        """The replacement for `re.subn` that makes an event of a line of text."""
+        before, after = self._around[field]
+        return lambda found: before + found[1] + after
 
-def _inserter(before: bytes, after: bytes) -> Callable[[re.Match[bytes]], bytes]:
-    """The replacement for `re.subn` that makes an event of a line of text."""
 
-    def insert(found: re.Match[bytes]) -> bytes:
-        return before + found[1] + after
+class NativeWriter:
+    """Writes the events of a native stream: the lines unchanged. `model` is the server's name of the model."""
 
-    return insert
+    def __init__(self, model: str) -> None:
+        self.last: dict[str, Any] = {}
+        """The last line, with `done: true`; {} before it arrives."""
+        self.failure: EnginePluginError | None = None
+        """The error that follows the events written so far."""
+        self._model = model
+
+    def write(self, lines: bytes) -> bytes:
+        """Convert a block of whole lines to events, up to the last line or the first error.
+
+        An error is an error line, or a line that is not a JSON object.
+        """
+        # Quotes inside JSON strings are escaped, so that `"error"` is a field. Tool arguments may have a `done`.
+        if b"true" not in lines and b'"error"' not in lines and lines.count(b"}\n") == lines.count(b"\n"):
+            return as_events(lines)  # nearly always
+        end = 0
+        try:
+            for line in lines.split(b"\n")[:-1]:
+                shape = checked_line(read_line(line), self._model)
+                end += len(line) + 1
+                if shape.get("done") is True:
+                    self.last = shape
+                    break
+        except EnginePluginError as error:
+            self.failure = error
+        return as_events(lines[:end]) if end else b""
 
 
 def _has_tag(lines: bytes) -> bool:

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.engines.ollama import answers, requests
-from engine_plugin.engines.ollama.events import ChoiceWriter, usage_event
-from engine_plugin.engines.ollama.lines import NOT_DONE, collect, to_json
-from engine_plugin.engines.ollama.native import NativeWriter
+from engine_plugin.engines.ollama.events import ChoiceWriter, NativeWriter, usage_event
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.transport.answers import ANSWER_LIMIT, drained
 from engine_plugin.transport.ndjson import whole_lines
@@ -53,8 +51,8 @@ class Exchange:
         wholes: list[dict[str, Any]] = []
         for single in requests.single_requests(self._service, request, native=native):
             async with self._sent(single) as response:
-                wholes.append(await collect(self._service, response, self._facts.name))
-        return to_json(wholes[0]) if native else answers.openai_answer(self._service, wholes, request)
+                wholes.append(await answers.collect(self._service, response, self._facts.name))
+        return answers.to_json(wholes[0]) if native else answers.openai_answer(self._service, wholes, request)
 
     @asynccontextmanager
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -91,7 +89,7 @@ class Exchange:
                     if writer.last:
                         break
                 else:
-                    raise BadGatewayError(NOT_DONE)
+                    raise BadGatewayError(answers.NOT_DONE)
                 if single is not None:
                     await drained(response)
         if not self._facts.native:

@@ -1,16 +1,14 @@
-"""Ollama's own JSON for hosts that use it (`config_ref: ollama:chat` and so on): requests and streams."""
+"""Ollama's own JSON for hosts that use it (`config_ref: ollama:chat` and so on): validators of requests."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from engine_plugin.engines.ollama.errors import checked_line
-from engine_plugin.errors import EnginePluginError, InvalidRequestError
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import RequestValidator, optional, require
 from engine_plugin.services.pictures import check_pictures, listed, pictures_of
-from engine_plugin.transport.ndjson import as_events, read_line
 
-__all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "NativeWriter", "native_validator"]
+__all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "native_validator"]
 
 
 def _check_common(request: dict[str, Any]) -> None:
@@ -82,34 +80,3 @@ _VALIDATORS: dict[str, RequestValidator] = {
 def native_validator(service: str) -> RequestValidator | None:
     """The validator of Ollama's own requests for a service; None for a service without them."""
     return _VALIDATORS.get(service)
-
-
-class NativeWriter:
-    """Writes the events of a native stream: the lines unchanged. `model` is the server's name of the model."""
-
-    def __init__(self, model: str) -> None:
-        self.last: dict[str, Any] = {}
-        """The last line, with `done: true`; {} before it arrives."""
-        self.failure: EnginePluginError | None = None
-        """The error that follows the events written so far."""
-        self._model = model
-
-    def write(self, lines: bytes) -> bytes:
-        """Convert a block of whole lines to events, up to the last line or the first error.
-
-        An error is an error line, or a line that is not a JSON object.
-        """
-        # Quotes inside JSON strings are escaped, so that `"error"` is a field. Tool arguments may have a `done`.
-        if b"true" not in lines and b'"error"' not in lines and lines.count(b"}\n") == lines.count(b"\n"):
-            return as_events(lines)  # nearly always
-        end = 0
-        try:
-            for line in lines.split(b"\n")[:-1]:
-                shape = checked_line(read_line(line), self._model)
-                end += len(line) + 1
-                if shape.get("done") is True:
-                    self.last = shape
-                    break
-        except EnginePluginError as error:
-            self.failure = error
-        return as_events(lines[:end]) if end else b""

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.ollama import lines as stream_lines
-from engine_plugin.engines.ollama import models
+from engine_plugin.engines.ollama import answers, models
 from engine_plugin.engines.ollama.address import ServerAddress, configured_address
 from engine_plugin.errors import (
     BadGatewayError,
@@ -145,7 +144,7 @@ async def test_endless_heads_and_lines_are_cut(
 
 
 async def test_endless_answer_is_cut(hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_lines, "ANSWER_LIMIT", 1 << 20)
+    monkeypatch.setattr(answers, "ANSWER_LIMIT", 1 << 20)
     hostile.answers["/api/chat"] = until_end()
     hostile.endless, hostile.endless_at = lines(text_line("")) * 50, "/api/chat"
     with pytest.raises(BadGatewayError, match="longer than"):

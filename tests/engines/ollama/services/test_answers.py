@@ -11,8 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.ollama.answers import openai_answer, openai_embeddings, timings, usage
-from engine_plugin.engines.ollama.lines import Delta, whole_answer
+from engine_plugin.engines.ollama.answers import (
+    Delta,
+    openai_answer,
+    openai_embeddings,
+    timings,
+    usage,
+    whole_answer,
+)
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
