@@ -6,14 +6,13 @@ two processes from writing them at once. All survive a restart of the plugin.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.system.files import BLOCK, in_thread, private_folder, read_json, write_json
+from engine_plugin.system.files import BLOCK, in_thread, private_folder, read_json, take_lock, write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Partial", "PartialState", "is_header_value"]
-
-_LOCK_POLL = 0.25
-"""Seconds between two attempts to take a lock that another process holds."""
 
 
 def is_header_value(text: str) -> bool:
@@ -75,23 +71,8 @@ class Partial:
     @asynccontextmanager
     async def locked(self, waiting: Callable[[], None]) -> AsyncIterator[None]:
         """Lock the partial against other processes; `waiting` is called once if another one holds the lock."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / f"{self._name}.lock", mode=0o600, thread_local=False)
-        told = False
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                break
-            except Timeout:
-                if not told:
-                    told = True
-                    waiting()
-                await asyncio.sleep(_LOCK_POLL)
-        try:
+        with await take_lock(self.folder / f"{self._name}.lock", waiting):
             yield
-        finally:
-            lock.release()
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:

@@ -9,8 +9,8 @@ The `data` filter of tarfile is not used: it covers no .zip, no names of other s
 
 from __future__ import annotations
 
-import contextlib
 import gzip
+import io
 import os
 import shutil
 import stat
@@ -204,7 +204,7 @@ class _Unpacker:
     # .zip
 
     def _zip(self, archive: Path) -> Iterator[None]:
-        with archive.open("rb") as packed, zipfile.ZipFile(cast("IO[bytes]", _BoundedZip(packed))) as file:
+        with _BoundedZip(archive) as packed, zipfile.ZipFile(packed) as file:
             for info in file.infolist():
                 yield from self._zip_member(archive, file, info)
 
@@ -274,14 +274,8 @@ def _archive_kind(archive: Path) -> str:
     )
 
 
-@contextlib.contextmanager
-def _decompressed(packed: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
-    if kind == "gzip":
-        with gzip.GzipFile(fileobj=packed, mode="rb") as plain:
-            yield cast("IO[bytes]", plain)
-        return
-    with _zstd().ZstdFile(packed, mode="rb") as plain:
-        yield plain
+def _decompressed(packed: IO[bytes], kind: str) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=packed) if kind == "gzip" else _zstd().ZstdFile(packed))
 
 
 def _zstd() -> Any:
@@ -293,24 +287,13 @@ def _zstd() -> Any:
     return zstd
 
 
-class _MalformedArchiveError(Exception):
-    """The structure of the archive is invalid."""
-
-
-class _BoundedZip:
+class _BoundedZip(io.FileIO):
     """The file of a .zip for zipfile, which limits the size of each read and so of the central directory."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._write_file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if size > _DIRECTORY_LIMIT:
-            raise _MalformedArchiveError(f"its central directory has {size} bytes")
-        return self._write_file.read(_DIRECTORY_LIMIT if size < 0 else size)
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _DIRECTORY_LIMIT:
+            raise ValueError(f"its central directory has {size} bytes")
+        return super().read(_DIRECTORY_LIMIT if size is None or size < 0 else size)
 
 
 class _CountingTar:
@@ -332,7 +315,7 @@ class _CountingTar:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _HEADER_LIMIT:
-            raise _MalformedArchiveError(f"a header asks for {size} bytes")
+            raise ValueError(f"a header asks for {size} bytes")
         data = b""
         while len(data) < size and (more := self._read_some(size - len(data))):
             data += more
@@ -344,7 +327,7 @@ class _CountingTar:
 
     def seek(self, offset: int) -> None:
         if offset < self._at:
-            raise _MalformedArchiveError("a header points backwards")
+            raise ValueError("a header points backwards")
         while self._at < offset and self.skip(min(_BLOCK, offset - self._at)):
             pass
 

@@ -14,13 +14,12 @@ The caller provides the functions that fill and check a directory.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
 import shutil
 import tempfile
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +28,19 @@ from engine_plugin.download.disk import disk_reason
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.install.holds import Hold, hold_version, remove_unless_held
 from engine_plugin.manifest.paths import is_directory
-from engine_plugin.system.files import in_thread, private_folder, read_json, sync_folder, sync_tree, write_json
+from engine_plugin.system.files import (
+    in_thread,
+    private_folder,
+    read_json,
+    sync_folder,
+    sync_tree,
+    take_lock,
+    write_json,
+)
 from engine_plugin.system.trust import distrust
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-
-    from filelock import FileLock
 
     from engine_plugin.engines.base import Progress
 
@@ -46,7 +51,6 @@ log = logging.getLogger(__name__)
 LOCK_TIMEOUT = 1800.0
 """Seconds to wait for the installation of another process."""
 
-_LOCK_PAUSE = 0.1
 _CURRENT = "current"
 _LOCK = "install.lock"
 _STAGING = "staging-"
@@ -238,12 +242,12 @@ class Installation:
         `remove_older` deletes the downloads from before a time (seconds since the epoch), that of the last switch.
         Does nothing during an installation, or on a read-only disk.
         """
-        from filelock import Timeout  # not before the handshake
+        from filelock import FileLock, Timeout  # not before the handshake
 
         if not self._versions.is_dir():
             return
         try:
-            with self._lock().acquire(blocking=False):
+            with FileLock(self.root / _LOCK, 0, mode=0o600):
                 self._remove_unused()
                 if self._pointer.exists():
                     remove_older(self._pointer.stat().st_mtime)
@@ -264,36 +268,18 @@ class Installation:
             if not entry.name.startswith(_STAGING) and entry not in wanted:
                 remove_unless_held(entry, entry.with_name(f"{_STAGING}{entry.name}"))
 
-    def _lock(self) -> FileLock:
-        from filelock import FileLock
-
-        return FileLock(self.root / _LOCK, mode=0o600, thread_local=False)
-
     @asynccontextmanager
     async def _locked(self, progress: Progress) -> AsyncIterator[None]:
         """Hold the installation lock."""
-        from filelock import Timeout  # not before the handshake
-
-        lock = self._lock()
-        announced = False
-        give_up = asyncio.get_running_loop().time() + LOCK_TIMEOUT
-        while True:
-            with suppress(Timeout):
-                lock.acquire(blocking=False)
-                break
-            if not announced:
-                announced = True
-                progress("waiting for another installation")
-            if asyncio.get_running_loop().time() > give_up:
-                raise InstallError(
-                    f"another installation has held {lock.lock_file} for {LOCK_TIMEOUT:g} s. Wait for its end "
-                    "and try again"
-                )
-            await asyncio.sleep(_LOCK_PAUSE)
+        path = self.root / _LOCK
         try:
+            lock = await take_lock(path, lambda: progress("waiting for another installation"), LOCK_TIMEOUT)
+        except TimeoutError:
+            raise InstallError(
+                f"another installation has held {path} for {LOCK_TIMEOUT:g} s. Wait for its end and try again"
+            ) from None
+        with lock:
             yield
-        finally:
-            lock.release()
 
 
 def _installed_files(folder: Path) -> Iterator[Path]:

@@ -9,11 +9,13 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import stat
 import sys
 import threading
+import time
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
@@ -24,6 +26,8 @@ from engine_plugin.jsontext import JsonError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from io import FileIO
+
+    from filelock import AcquireReturnProxy, FileLock
 
 __all__ = [
     "BLOCK",
@@ -39,6 +43,7 @@ __all__ = [
     "sha256_of",
     "sync_folder",
     "sync_tree",
+    "take_lock",
     "write_json",
     "write_whole",
 ]
@@ -61,6 +66,9 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+_LOCK_PAUSE = 0.1
+"""Seconds between two attempts to take a lock that another process holds."""
 
 _SYNCING = 8
 """Threads of `sync_tree`."""
@@ -266,6 +274,30 @@ def _open_below(folder: Path, parts: Sequence[str]) -> int:
         return os.open(parts[-1], _READ | _NO_LINK, dir_fd=here)
     finally:
         os.close(here)
+
+
+async def take_lock(
+    path: Path, waiting: Callable[[], None], within: float = math.inf
+) -> AcquireReturnProxy[FileLock]:
+    """Lock the file `path` against other processes; the context manager that is returned releases it.
+
+    `waiting` is called once if another one holds the lock. Raises TimeoutError after `within` seconds.
+    """
+    from filelock import FileLock, Timeout  # not before the handshake
+
+    lock = FileLock(path, mode=0o600, thread_local=False)
+    give_up = time.monotonic() + within
+    is_first = True
+    while True:
+        try:
+            return lock.acquire(blocking=False)
+        except Timeout:
+            if time.monotonic() > give_up:
+                raise
+        if is_first:
+            is_first = False
+            waiting()
+        await asyncio.sleep(_LOCK_PAUSE)
 
 
 async def sha256_of(path: Path) -> str:
