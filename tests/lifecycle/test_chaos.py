@@ -164,7 +164,7 @@ async def test_random_calls_and_faults_end_with_a_working_plugin(
         await restart(world)
         assert await world.chat() == words(TOKENS)
         assert (await world.client.invoke("embed", EMBED))["data"]
-        assert len(world.processes()) == min(2, world.engine._pool._limit)
+        assert len(world.processes()) == min(2, world.engine.pool.limit)
         await world.client.stop_engine()
     assert world.leftovers() == []
     gc.collect()  # what asyncio has to complain about, it says when a task is collected

@@ -31,8 +31,8 @@ async def test_engine_with_a_removed_socket_is_restarted(begin: Begin) -> None:
     """It needs no request; the engine's health names the cause."""
     world = await begin({}, health_interval=0.05)
     await world.client.load_model("tiny-chat")
-    assert world.engine._sockets is not None
-    for path in world.engine._sockets.iterdir():
+    assert world.engine.sockets is not None
+    for path in world.engine.sockets.iterdir():
         path.unlink()
     await world.fake.event("loaded", life=2)
     await eventually(lambda: world.state() is ProcessState.READY)
@@ -43,7 +43,7 @@ async def test_engine_with_a_removed_socket_is_restarted(begin: Begin) -> None:
 async def test_start_engine_restarts_an_engine_with_a_removed_socket_directory(begin: Begin) -> None:
     world = await begin({}, health_interval=3600)
     await world.client.load_model("tiny-chat")
-    sockets = world.engine._sockets
+    sockets = world.engine.sockets
     assert sockets is not None
     shutil.rmtree(sockets)
     async with asyncio.timeout(LIMIT):

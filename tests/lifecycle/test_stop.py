@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from contextlib import suppress
@@ -97,7 +98,8 @@ async def test_concurrent_stops_unloads_and_starts_are_all_answered(begin: Begin
 
 
 @pytest.mark.promise("F19")
-async def test_eviction_waits_for_running_requests(begin: Begin) -> None:
+async def test_eviction_waits_for_running_requests(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "engine_plugin.engines.local.pool")
     world = await begin({}, max_loaded_models=1)
     gate = world.fake.gate("half")
     held = {"rules": [{"on": "chat", "do": "hold", "after": 3, "until": str(gate)}]}
@@ -105,7 +107,7 @@ async def test_eviction_waits_for_running_requests(begin: Begin) -> None:
     streaming = asyncio.create_task(world.stream())
     await world.fake.event("begun")
     swapping = asyncio.create_task(world.client.invoke("embed", EMBED))
-    await eventually(lambda: world.engine._pool._entries["tiny-chat-gguf"].leaving)
+    await eventually(lambda: "evicting tiny-chat-gguf" in caplog.text)
     returning = asyncio.create_task(world.chat())  # for the model that is on its way out
     assert world.life == 1
     assert not world.fake.events("sigterm")

@@ -58,11 +58,12 @@ class World:
 
     def server(self, model: str = "tiny-chat-gguf") -> LlamaCppServer:
         """The server of a model that is loaded, or is being loaded."""
-        return self.engine._pool._entries[model].server
+        [server] = [server for server in self.engine.pool.all_servers() if server.model.name == model]
+        return server
 
     def users(self, model: str = "tiny-chat-gguf") -> int:
         """Return how many requests use the model or wait for it."""
-        return self.engine._pool.users(model)
+        return self.engine.pool.users(model)
 
     async def loaded(self) -> list[str]:
         """The names in GetRunningModels."""
@@ -92,8 +93,8 @@ class World:
 
     def leftovers(self) -> list[object]:
         """Processes, sockets, keys and records of the engine that are still there."""
-        data = self.engine._data
-        places = [data] if self.engine._sockets is None else [data, self.engine._sockets]
+        data = self.engine.data
+        places = [data] if self.engine.sockets is None else [data, self.engine.sockets]
         files = [path for place in places for kind in ("*.key", "*.sock") for path in place.rglob(kind)]
         return [*self.processes(), *files, *(data / "run").glob("*.json")]
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import aiohttp
 import psutil
 
-from engine_plugin.engines.openvino.command import ServerSettings, server_command, settings_line
 from engine_plugin.engines.openvino.entries import entry_of
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.models.info import bundled_samples
@@ -34,25 +33,19 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
 
     `place` is a folder for its files, made when it is not there.
     """
-    settings = ServerSettings(
-        host="127.0.0.1",
-        port=0,
-        key=key,
-        config=str(_configuration(place, models)),
-        threads=1,
-        max_queue=256,
-        cache_dir="",
-        memory_limit=0,
-        load_timeout=LIMIT,
-        start_timeout=LIMIT,
-        hung_timeout=LIMIT,
-        drain_timeout=1.0,
-        restart_limit=3,
-        restart_backoff=0.02,
-        stable_time=60.0,
-    )
+    settings = {
+        "host": "127.0.0.1",
+        "key": key,
+        "config": str(_configuration(place, models)),
+        "threads": 1,
+        "load_timeout": LIMIT,
+        "start_timeout": LIMIT,
+        "hung_timeout": LIMIT,
+        "drain_timeout": 1.0,
+        "restart_backoff": 0.02,
+    }
     process = await asyncio.create_subprocess_exec(
-        *server_command(),
+        *python.module_command("openvino_server", "serve"),
         env=python.module_environ(os.environ),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -60,7 +53,7 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(settings_line(settings))
+        process.stdin.write(json.dumps(settings).encode() + b"\n")
         line = await asyncio.wait_for(process.stdout.readline(), LIMIT)
         address = str(json.loads(line)["address"])
         await asyncio.wait_for(_loaded(address, key, set(models)), LIMIT)

@@ -26,10 +26,9 @@ RUNNER_SOCKET_VARIABLE = "SOAK_RUNNER_SOCKET"
 async def _load() -> HostedPlugin:
     path = os.environ[SOCKET_VARIABLE]
     if RUNNER_SOCKET_VARIABLE in os.environ:
-        from engine_plugin.engines.openvino import command
-        from engine_plugin.process import python
+        from engine_plugin.engines.openvino import server
 
-        vars(command)["server_command"] = lambda: python.module_command("tests.soak.watched_runner")
+        vars(server)["SERVER_MODULE"] = "tests.soak.watched_runner"
     built = app.from_here(Path.cwd())
     observers = await asyncio.start_unix_server(inside.tell, path)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.llamacpp.software import RUNNER
 from engine_plugin.process import python
 
 if TYPE_CHECKING:
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.install.software import Backend
 
-__all__ = ["ServerSettings", "runner_command", "runner_stdin", "server_command", "server_environ"]
+__all__ = ["ServerSettings", "server_command", "server_environ"]
 
 # Variables by which llama.cpp's server would override the settings.
 _FOREIGN_VARIABLES = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_LOG_", "AIP_MODE", "AIP_HTTP_PORT")
@@ -23,7 +21,8 @@ _FOREIGN_VARIABLES = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_LOG_", "AIP_MODE", "
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """The settings of one model's server. `host` is a socket path ending in .sock, or a loopback address with `port`
+    """The settings of one model's server. The runner gets them as JSON by stdin, to keep the key out of argv and the
+    environment. `host` is a socket path ending in .sock, or a loopback address with `port`
     (0: any). `pooling` is NONE, MEAN, CLS, LAST, RANK (for a reranker), or "" for the default of the model.
     """
 
@@ -38,16 +37,6 @@ class ServerSettings:
     parallel: int
     threads: int
     gpu_layers: int
-
-
-def runner_command() -> list[str]:
-    """argv of the runner, which reads `runner_stdin`."""
-    return python.module_command(RUNNER, "serve")
-
-
-def runner_stdin(settings: ServerSettings) -> bytes:
-    """The settings as a line of JSON. It contains the key, to keep it out of argv and the environment."""
-    return json.dumps(asdict(settings)).encode() + b"\n"
 
 
 def server_command(backend: Backend, settings: ServerSettings, key_file: Path) -> list[str]:

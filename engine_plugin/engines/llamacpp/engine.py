@@ -55,9 +55,9 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
         options = read_options(LlamaCppOptions, manifest)
         super().__init__(manifest, options)
         self._options = options
-        self._software = software = LlamaCppSoftware(options, self._data, self._environ)
-        self._store = model_store(self._data / "models", software)
-        self._pool = ModelPool(options.max_loaded_models, options.drain_timeout, self._create_server)
+        self.software = software = LlamaCppSoftware(options, self.data, self._environ)
+        self.store = model_store(self.data / "models", software)
+        self.pool = ModelPool(options.max_loaded_models, options.drain_timeout, self._create_server)
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
@@ -87,13 +87,13 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
             server.clean_up()
 
     async def condition(self) -> Condition:
-        servers = self._pool.all_servers()
+        servers = self.pool.all_servers()
         said = await asyncio.gather(*(server.complaint() for server in servers))
         serves = not servers or not all(server.failed for server in servers)
         return Condition([complaint for complaint in said if complaint], serves)
 
     async def revive(self) -> Sequence[StoredModel]:
-        return [server.model for server in self._pool.all_servers() if server.broken]
+        return [server.model for server in self.pool.all_servers() if server.broken]
 
     # Models
 
@@ -104,7 +104,7 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
         return replace(found, context_length=served, context_source="configuration")
 
     async def memory(self) -> Mapping[str, int]:
-        pids = {server.model.name: server.pid for server in self._pool.servers()}
+        pids = {server.model.name: server.pid for server in self.pool.servers()}
         return await in_thread(lambda: {name: tree.memory(pid) for name, pid in pids.items() if pid is not None})
 
     def loaded_context(self, model: StoredModel) -> int:
@@ -143,7 +143,7 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
         request["model"] = model.name  # the caller may have used another form of the name
         upstream = requests.upstream_request(service, request, stream=stream)
         body = request_json(upstream)
-        async with self._pool.turn(model, slots_needed(service, request)) as server:
+        async with self.pool.turn(model, slots_needed(service, request)) as server:
             await server.recovered()
             if service == "chat":
                 await server.require_renderable(upstream)
@@ -152,7 +152,7 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
 
     def _create_server(self, model: StoredModel) -> LlamaCppServer:
         self._require_memory(model, _PROCESS, 0)  # the weights are mapped from the file, so the system can drop them
-        return self._new_server(model, self._require_running(), self._sockets)
+        return self._new_server(model, self._require_running(), self.sockets)
 
     def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> LlamaCppServer:
         return LlamaCppServer(
@@ -161,7 +161,7 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
             self._options,
             gpu_layers=0 if self._mode == "cpu" else self._options.gpu_layers,
             folder=folder,
-            records=self._records,
+            records=self.records,
             environ=self._environ,
             on_capabilities=self._learn,
         )

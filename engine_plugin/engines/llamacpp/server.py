@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
@@ -13,6 +14,7 @@ from engine_plugin.engines.llamacpp import command
 from engine_plugin.engines.llamacpp.abandoned_work import AbandonedWorkDetector
 from engine_plugin.engines.llamacpp.options import served_context
 from engine_plugin.engines.llamacpp.properties import parse_properties
+from engine_plugin.engines.llamacpp.software import RUNNER
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.errors import (
@@ -35,13 +37,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-    from engine_plugin.engines.local.server import Address
     from engine_plugin.install.software import Backend
     from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.records import ProcessRecords
     from engine_plugin.templates.jinja import Templates
-    from engine_plugin.transport.http1 import HttpResponse, Response
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["PATHS", "LlamaCppServer", "complaint_error"]
 
@@ -59,6 +60,7 @@ _PROBES: dict[str, tuple[str, dict[str, Any]]] = {
     "embed": ("embed", {"input": "a"}),
     "rerank": ("rerank", {"query": "a", "documents": ["a"]}),
 }
+_UNUSED_PORT = 8080  # of a server with a socket; 0 would have it listen on a port
 _PROBE_TIMEOUT = 30.0
 _PROPERTIES_TIMEOUT = 2.0
 _PROPERTIES_LIMIT = 4 * 1024 * 1024  # including the chat template
@@ -68,6 +70,9 @@ _CONTEXT_LENGTH = "engine.context_length in plugin.yaml sets the limit, up to th
 
 class LlamaCppServer(ServerProcess):
     """A llama.cpp process that serves one model. Owned by the pool; closed once, then discarded."""
+
+    health_path = "/health"
+    error_marks = (" E ", "E cannot", "error", "Error")
 
     def __init__(
         self,
@@ -100,12 +105,9 @@ class LlamaCppServer(ServerProcess):
             options,
             records,
             folder,
-            health_path="/health",
-            chosen_ports=0 if self._is_runner else 1,
-            is_ours=self._is_runner,
+            is_ours=backend.kind == "xllamacpp",
             serves=model.name,
             needs=model.size,
-            error_marks=(" E ", "E cannot", "error", "Error"),
         )
 
     async def ensure_ready(self) -> None:
@@ -130,7 +132,7 @@ class LlamaCppServer(ServerProcess):
         Raises InvalidRequestError and others for errors of llama.cpp, and BadGatewayError with the last log lines if
         the process exits.
         """
-        exchange = self._require_client().request("POST", PATHS[service], body)
+        exchange = self.http().request("POST", PATHS[service], body)
         run = self.latest_run
         try:
             with self._abandoned.exchange() as started:
@@ -149,57 +151,43 @@ class LlamaCppServer(ServerProcess):
         try:
             await super().close()
         finally:
-            await self._set_templates(None)
+            await self.set_templates(None)
 
     def unusable(self) -> str:
         return super().unusable() or self._abandoned.problem(self.pid)
 
-    @property
-    def _is_runner(self) -> bool:
-        """Whether the runner of this project serves, not a llama-server."""
-        return self._backend.kind == "xllamacpp"
-
-    def launch(self, address: Address) -> Command:
-        settings = self._settings(address)
-        if self._is_runner:
-            argv, stdin = command.runner_command(), command.runner_stdin(settings)
-        else:
-            argv, stdin = command.server_command(self._backend, settings, self._write_key_file()), b""
-        env = command.server_environ(self._environ, self._backend)
-        return Command(argv=argv, env=env, stdin=stdin)
-
-    def _settings(self, address: Address) -> command.ServerSettings:
+    def launch(self) -> Command:
         options, details = self._options, self.model.details.extra
-        rerank = self.model.kind == "rerank"
         pooling = str(details.get("pooling") or "NONE")
-        if address.socket is not None:
-            host, port = str(address.socket), 8080
-        else:
-            host, port = "127.0.0.1", address.ports[0] if address.ports else 0
-        return command.ServerSettings(
+        settings = command.ServerSettings(
             model=str(self.model.path),
             alias=self.model.name,
             kind=self.model.kind,
-            pooling="RANK" if rerank else "MEAN" if pooling in ("NONE", "RANK") else "",
-            host=host,
-            port=port,
-            key=address.key,
+            pooling="RANK" if self.model.kind == "rerank" else "MEAN" if pooling in ("NONE", "RANK") else "",
+            host=str(self.socket or "127.0.0.1"),
+            port=_UNUSED_PORT if self.socket else self.ports[0] if self.ports else 0,
+            key=self.key,
             context_length=served_context(self.model, options),
             parallel=options.parallel,
             threads=options.threads,
             gpu_layers=self._gpu_layers,
         )
+        env = command.server_environ(self._environ, self._backend)
+        if self.is_ours:
+            return Command(python.module_command(RUNNER, "serve"), env, json.dumps(asdict(settings)).encode() + b"\n")
+        return Command(command.server_command(self._backend, settings, self._write_key_file()), env)
 
     async def prove(self) -> None:
         """Send it a real request, because /health answers 200 before the first computation."""
         service, request = _PROBES[self.model.kind]
-        async with asyncio.timeout(_PROBE_TIMEOUT), self._ask(service, request) as response:
+        probe = self.http().request("POST", PATHS[service], json.dumps(request).encode())
+        async with asyncio.timeout(_PROBE_TIMEOUT), probe as response:
             body = await response.read(ERROR_LIMIT)
             if response.status != 200:
                 raise complaint_error(Complaint.of_body(response.status, body))
         capabilities, templates = parse_properties(await self._properties())
         self._on_capabilities(self.model, capabilities)
-        await self._set_templates(templates)
+        await self.set_templates(templates)
 
     async def require_renderable(self, body: Mapping[str, Any]) -> None:
         """Raise InvalidRequestError if rendering a chat with the model's template exceeds the limits.
@@ -223,9 +211,9 @@ class LlamaCppServer(ServerProcess):
                 ) from None
         except (ImportError, OSError) as error:
             log.warning("chat templates are not checked before llama.cpp renders them: %s", error)
-            await self._set_templates(None)
+            await self.set_templates(None)
 
-    async def _set_templates(self, templates: Templates | None) -> None:
+    async def set_templates(self, templates: Templates | None) -> None:
         """Check chats with these templates from now on; None: with none."""
         if templates is not None and templates == self._templates:
             return  # unchanged since an earlier run
@@ -239,18 +227,12 @@ class LlamaCppServer(ServerProcess):
     async def _properties(self) -> bytes:
         """The server's description of its model; empty when it has none."""
         try:
-            async with (
-                asyncio.timeout(_PROPERTIES_TIMEOUT),
-                self._require_client().request("GET", "/props") as response,
-            ):
+            async with asyncio.timeout(_PROPERTIES_TIMEOUT), self.http().request("GET", "/props") as response:
                 body = await response.read(_PROPERTIES_LIMIT)
                 return body if response.status == 200 else b""
         except (EnginePluginError, TimeoutError) as error:
             log.debug("%s does not report its properties: %s", self.model.name, error)
             return b""
-
-    def _ask(self, service: str, request: dict[str, Any]) -> Response:
-        return self._require_client().request("POST", PATHS[service], json.dumps(request).encode())
 
 
 def complaint_error(complaint: Complaint) -> EnginePluginError:

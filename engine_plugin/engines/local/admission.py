@@ -33,6 +33,11 @@ class Admission:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._closed = False
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Give no more turns; all that wait for one get ClosedError."""
         self._closed = True
@@ -58,9 +63,9 @@ class Admission:
         if self._free >= count and not self._waiting:
             self._free -= count
             return
-        if len(self._waiting) >= self._max_waiting:
+        if self.waiting >= self._max_waiting:
             raise catalogue.QUEUE_FULL.error(
-                waiting=f"{len(self._waiting)} requests wait already (engine.max_queue in plugin.yaml)"
+                waiting=f"{self.waiting} requests wait already (engine.max_queue in plugin.yaml)"
             )
         turn = asyncio.get_running_loop().create_future()
         place = (count, turn)

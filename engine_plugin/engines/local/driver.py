@@ -73,22 +73,33 @@ class Driver(Engine, Generic[ServerT]):
     title: ClassVar[str]
     """The engine's name in messages."""
 
-    _software: LocalSoftware[Any]
-    _store: ModelStore
-    _pool: ModelPool[ServerT]
+    software: LocalSoftware[Any]
+    """The engine's software on this machine."""
+
+    store: ModelStore
+    """The models on the disk."""
+
+    pool: ModelPool[ServerT]
+    """The models in memory."""
 
     def __init__(self, manifest: Manifest, options: ServerOptions) -> None:
         super().__init__(manifest)
-        self._data = manifest.data_dir
+        self.data = manifest.data_dir
+        """The data directory."""
+        self.records = ProcessRecords(self.data / "run")
+        """The records of the engine's processes."""
+        self.starting: SingleFlight[None] = SingleFlight(f"starting {self.title}")
+        """The start, or the repair of a running engine, that is under way."""
+        self.installing: SingleFlight[str] = SingleFlight(f"installing {self.title}")
+        """The installation or upgrade that is under way."""
+        self.backend: Backend | None = None
+        """The software that runs; None before a start and after a stop."""
+        self.sockets: Path | None = None
+        """The private directory of the servers' unix sockets, while there is one."""
         self._environ = child_environ(os.environ)
-        self._records = ProcessRecords(self._data / "run")
-        self._starting: SingleFlight[None] = SingleFlight(f"starting {self.title}")
-        self._installing: SingleFlight[str] = SingleFlight(f"installing {self.title}")
-        self._backend: Backend | None = None
         self._hold = Hold()
-        """Of the installed version that `_backend` needs."""
+        """Of the installed version that `backend` needs."""
         self._mode = "auto"
-        self._sockets: Path | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._cleanup = ExitStack()
         self._lifecycle = asyncio.Lock()
@@ -114,8 +125,8 @@ class Driver(Engine, Generic[ServerT]):
         """Start what must run before a model is loaded; `end` follows, also when this fails."""
 
     async def renew(self) -> None:
-        """Leave what runs for `_backend`, or for `_mode`, which are new, letting running requests end."""
-        await self._pool.drain()
+        """Leave what runs for `backend`, or for `_mode`, which are new, letting running requests end."""
+        await self.pool.drain()
 
     async def end(self) -> None:
         """End what `begin` started, if it did, and the requests under way; the pool is closed afterwards."""
@@ -123,34 +134,32 @@ class Driver(Engine, Generic[ServerT]):
     # Software
 
     async def check(self) -> EngineCheck:
-        return await asyncio.to_thread(self._software.check)
+        return await asyncio.to_thread(self.software.check)
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
-        return await self._installing.run(lambda: self._install(progress, cover=cover))
-
-    async def _install(self, progress: Progress, *, cover: bool) -> str:
-        return await self._software.install(progress, self._install_hooks(progress), cover=cover)
+        hooks = self._install_hooks(progress)
+        return await self.installing.run(lambda: self.software.install(progress, hooks, cover=cover))
 
     async def upgrade(self, progress: Progress) -> str:
-        return await self._installing.run(lambda: self._upgrade(progress))
+        return await self.installing.run(lambda: self._upgrade(progress))
 
     async def _upgrade(self, progress: Progress) -> str:
-        done = await self._software.upgrade(progress, self._install_hooks(progress))
+        done = await self.software.upgrade(progress, self._install_hooks(progress))
         return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
 
     def _install_hooks(self, progress: Progress) -> InstallHooks:
         """The steps of an installation in the engine. Loaded models are loaded again, after a failure too."""
-        loaded: dict[str, StoredModel] = {}
+        loaded: dict[str, None] = {}  # in order
 
         async def adopt() -> None:
-            loaded.update({server.model.name: server.model for server in self._pool.servers()})
+            loaded.update(dict.fromkeys(server.model.name for server in self.pool.servers()))
             await self._adopt(list(loaded), progress)
 
         return InstallHooks(self._trial, adopt)
 
     async def _trial(self, backend: Backend) -> None:
         """Have new software answer with a sample, beside what runs. Raises EnginePluginError."""
-        model = await self._store.get(self._store.sample_for("chat"))
+        model = await self.store.get(self.store.sample_for("chat"))
         await self.init_env()
         with ExitStack() as cleanup:
             folder = await in_thread(self._private_folder, cleanup) if self._use_unix_sockets() else None
@@ -158,14 +167,14 @@ class Driver(Engine, Generic[ServerT]):
 
     async def _adopt(self, models: list[str], progress: Progress) -> None:
         """Move a running engine to the installed software, with `models` loaded; a stopped one stays stopped."""
-        if self._backend is None:
+        if self.backend is None:
             return
-        found, hold = await in_thread(self._software.acquire)
-        if self._backend in (None, found):  # a stop came meanwhile, or it is the same
+        found, hold = await in_thread(self.software.acquire)
+        if self.backend in (None, found):  # a stop came meanwhile, or it is the same
             hold.release()
             return
         progress("moving the running engine to the new version")
-        self._backend = found
+        self.backend = found
         old, self._hold = self._hold, hold
         try:
             await self.renew()
@@ -177,29 +186,29 @@ class Driver(Engine, Generic[ServerT]):
         for name in models:
             try:
                 with suppress(ModelNotFoundError, ModelUnusableError):  # deleted or damaged meanwhile
-                    await self._pool.load(await self._store.get(name))
+                    await self.pool.load(await self.store.get(name))
             except EnginePluginError:
-                if self._backend is not None:  # else a stop ended it
+                if self.backend is not None:  # else a stop ended it
                     raise
 
     async def init_env(self) -> None:
-        await in_thread(private_data_dir, self._data)
-        for folder in (self._data / "models", self._data / "run"):
+        await in_thread(private_data_dir, self.data)
+        for folder in (self.data / "models", self.data / "run"):
             await in_thread(private_folder, folder)
-        await asyncio.to_thread(self._records.reap)
+        await asyncio.to_thread(self.records.reap)
 
     async def version(self) -> str:
-        running = self._backend
-        backend = running if running is not None else await in_thread(self._software.find)
-        return backend.version or str((await self._software.probe(backend))["version"])
+        running = self.backend
+        backend = running if running is not None else await in_thread(self.software.find)
+        return backend.version or str((await self.software.probe(backend))["version"])
 
     def config(self) -> EngineConfig:
         return EngineConfig(
             host="" if self._use_unix_sockets() else "127.0.0.1",  # a private socket has no host to show
             scheme="http",
-            recommend_model=self._store.sample_for("chat"),
-            download_path=str(self._software.folder),
-            engine_path=str(self._data),
+            recommend_model=self.store.sample_for("chat"),
+            download_path=str(self.software.folder),
+            engine_path=str(self.data),
             exec_path=os.path.dirname(sys.executable),  # noqa: PTH120  # the wire wants the text
             exec_file=os.path.basename(sys.executable),  # noqa: PTH119
             device_type=self._mode,
@@ -208,92 +217,89 @@ class Driver(Engine, Generic[ServerT]):
     # Start, stop and health
 
     async def start(self, mode: str) -> None:
-        if self._backend is None:
-            await self._starting.run(lambda: self._start(mode))
+        if self.backend is None:
+            await self.starting.run(lambda: self._start(mode))
         else:
-            await self._starting.run(self._heal)
+            await self.starting.run(self._heal)
         await self._change_mode(mode)  # also after joining the start of another caller
 
     async def _start(self, mode: str) -> None:
         async with self._lifecycle:  # a stop under way ends first
-            await self._make_ready(mode)
-
-    async def _make_ready(self, mode: str) -> None:
-        await self._software.sweep()
-        backend, self._hold = await in_thread(self._software.acquire)
-        try:
-            await self.init_env()
-            await self._begin(backend, mode)
-        except BaseException:
-            self._hold.release()
-            raise
+            await self.software.sweep()
+            backend, self._hold = await in_thread(self.software.acquire)
+            try:
+                await self.init_env()
+                await self._begin(backend, mode)
+            except BaseException:
+                self._hold.release()
+                raise
 
     async def _begin(self, backend: Backend, mode: str) -> None:
-        probed = await self._software.probe(backend)
+        probed = await self.software.probe(backend)
         self.require_device(mode, probed["devices"], backend)
-        if self._use_unix_sockets() and self._sockets is None:
-            self._sockets = await in_thread(self._private_folder, self._cleanup)  # ends before a stop cleans it up
-            self._keep_sockets(self._sockets)
+        if self._use_unix_sockets() and self.sockets is None:
+            self.sockets = await in_thread(self._private_folder, self._cleanup)  # ends before a stop cleans it up
+            self._keep_sockets(self.sockets)
         try:
             await self.begin(backend, mode, probed["devices"])
         except BaseException:
             await self.end()
             raise
-        self._mode, self._backend = mode, backend
+        self._mode, self.backend = mode, backend
         log.info("%s is ready: %s, version %s, mode %s", self.title, backend.origin, probed["version"], mode)
 
     async def _heal(self) -> None:
         """Restart each server that failed or whose socket was removed. Raises EnginePluginError when no server
         starts."""
         async with self._lifecycle:
-            if self._backend is None:
+            if self.backend is None:
                 return
-            if self._sockets is not None and not await in_thread(self._sockets.is_dir):
+            if self.sockets is not None and not await in_thread(self.sockets.is_dir):
                 log.warning("%s: the directory of its sockets was removed; it is made again", self.title)
-                await in_thread(self._private_folder, self._cleanup, self._sockets)
+                await in_thread(self._private_folder, self._cleanup, self.sockets)
             with suppress(TimeoutError):  # a server without an answer is busy, or hangs and is killed later
                 async with asyncio.timeout(_LOOK):
                     await self.condition()  # restarts servers that cannot be reached
             missing = await self.revive()
-            done = await asyncio.gather(*map(self._pool.load, missing), return_exceptions=True)
+            done = await asyncio.gather(*map(self.pool.load, missing), return_exceptions=True)
         failures = [failure for failure in done if isinstance(failure, BaseException)]
         for failure in failures:
-            if not isinstance(failure, EnginePluginError) or len(failures) == len(self._pool.all_servers()):
+            if not isinstance(failure, EnginePluginError) or len(failures) == len(self.pool.all_servers()):
                 raise failure
 
     async def _change_mode(self, mode: str) -> None:
         """Move the engine to another device that `mode` names; auto keeps the present one."""
-        if mode in ("auto", self._mode) or self._backend is None:
+        if mode in ("auto", self._mode) or self.backend is None:
             return
-        self.require_device(mode, (await self._software.probe(self._backend))["devices"], self._backend)
+        self.require_device(mode, (await self.software.probe(self.backend))["devices"], self.backend)
         self._mode = mode
         await self.renew()
 
     async def stop(self) -> None:
-        await self._starting.cancel()
+        await self.starting.cancel()
         async with self._lifecycle:
-            self._backend = None
+            self.backend = None
             await self.end()
-            await self._pool.close()
+            await self.pool.close()
             self._hold.release()
-            self._sockets = None
+            self.sockets = None
             if self._keeping is not None:
                 self._keeping.cancel()
             await in_thread(self._cleanup.close)
 
     async def aclose(self) -> None:
-        await self._installing.cancel()
+        await self.installing.cancel()
         await self.stop()
-        await self._store.aclose()
+        await self.store.aclose()
 
     async def health(self) -> Health:
-        if self._backend is None:
+        if self.backend is None:
             return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         found = await self.condition()
         if complaints := [*found.complaints, *filter(None, [self._removed()])]:
             state = HealthState.DEGRADED if found.serves else HealthState.DEAD
             return Health(state, "; ".join(complaints))
-        return Health(HealthState.READY, f"{len(self._pool.servers())} models loaded")
+        return Health(HealthState.READY, f"{len(self.pool.servers())} models loaded")
 
     @abstractmethod
     async def condition(self) -> Condition:
@@ -306,7 +312,7 @@ class Driver(Engine, Generic[ServerT]):
     # Models
 
     async def list_models(self) -> Sequence[ModelInfo]:
-        return [replace(model, capabilities=self.capabilities(model)) for model in await self._store.list()]
+        return [replace(model, capabilities=self.capabilities(model)) for model in await self.store.list()]
 
     def capabilities(self, model: ModelInfo) -> Capabilities:
         """The capabilities of a model. Cheap, because each list of models calls it for each model."""
@@ -321,39 +327,39 @@ class Driver(Engine, Generic[ServerT]):
         )
 
     def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        return self._store.pull(request)
+        return self.store.pull(request)
 
     async def delete_model(self, name: str) -> None:
         with suppress(ModelNotFoundError, ModelUnusableError):  # the store deletes what is no model, too
-            await self._let_go(await self._store.get(name))
-        await self._store.delete(name)
+            await self._let_go(await self.store.get(name))
+        await self.store.delete(name)
 
     async def _let_go(self, model: StoredModel) -> None:
-        users = self._pool.users(model.name)
+        users = self.pool.users(model.name)
         if users:
             raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
         if not model.bundled:  # the store refuses to delete those, so they may stay in memory
             with suppress(ModelNotLoadedError):
-                await self._pool.unload(model.name)
+                await self.pool.unload(model.name)
 
     async def load_model(self, name: str) -> None:
         self._require_running()
         if removed := self._removed():
             raise UnavailableError(removed)
-        await self._pool.load(await self._store.get(name))
+        await self.pool.load(await self.store.get(name))
 
     async def unload_model(self, name: str) -> None:
-        model = await self._store.get(name)
-        await self._pool.unload(model.name)
+        model = await self.store.get(name)
+        await self.pool.unload(model.name)
 
     async def running_models(self) -> Sequence[ModelInfo]:
         memory = await self.memory()
-        return [self._running(server.model, memory) for server in self._pool.servers()]
+        return [self._running(server.model, memory) for server in self.pool.servers()]
 
     def _running(self, model: StoredModel, memory: Mapping[str, int]) -> ModelInfo:
         loaded = Loaded(
             memory=memory.get(model.name, 0),
-            idle=self._pool.idle(model.name),
+            idle=self.pool.idle(model.name),
             context_length=self.loaded_context(model),
         )
         return replace(model, capabilities=self.capabilities(model), loaded=loaded)
@@ -374,17 +380,17 @@ class Driver(Engine, Generic[ServerT]):
 
     async def default_models(self, services: Iterable[str]) -> dict[str, str]:
         kinds = {name: KIND_OF_SERVICE.get(name, "") if name in self.services else "" for name in services}
-        models = await self._store.defaults_for({*kinds.values()} - {""})
+        models = await self.store.defaults_for({*kinds.values()} - {""})
         return {name: models.get(kind, "") for name, kind in kinds.items()}
 
     async def is_sample(self, name: str) -> bool:
-        return await self._store.is_sample(name)
+        return await self.store.is_sample(name)
 
     async def _model_for(self, service: str, name: str) -> StoredModel:
         """The model of that name, which must be of the service's kind. Raises InvalidRequestError, and
         UnavailableError before a start."""
         self._require_running()
-        model = await self._store.get(name)
+        model = await self.store.get(name)
         wanted = KIND_OF_SERVICE[service]
         if model.kind != wanted:
             raise catalogue.MODEL_KIND_MISMATCH.error(
@@ -394,13 +400,13 @@ class Driver(Engine, Generic[ServerT]):
 
     def _require_running(self) -> Backend:
         """The software that runs. Raises UnavailableError before a start and after a stop."""
-        if self._backend is None:
+        if self.backend is None:
             raise catalogue.ENGINE_NOT_RUNNING.error()
-        return self._backend
+        return self.backend
 
     def _removed(self) -> str:
         """The complaint when the software was deleted while it runs, which no lock prevents; else ""."""
-        backend = self._backend
+        backend = self.backend
         if backend is None or backend.folder is None or backend.folder.is_dir():
             return ""
         return f"{backend.origin} was deleted: call StopEngine, InstallEngine and StartEngine"

@@ -85,7 +85,8 @@ class ModelPool(Generic[ServerT]):
         self, limit: int, drain_timeout: float, make: Callable[[StoredModel], ServerT], memory: int = 0
     ) -> None:
         """`make` raises EnginePluginError for a model that cannot be loaded now."""
-        self._limit = limit
+        self.limit = limit
+        """How many models may be in memory."""
         self._memory = memory
         self._drain_timeout = drain_timeout
         self._make = make
@@ -206,7 +207,7 @@ class ModelPool(Generic[ServerT]):
 
     def _has_room(self, model: StoredModel) -> bool:
         taken = sum(entry.server.model.size for entry in self._entries.values())
-        return len(self._entries) < self._limit and not 0 < self._memory < taken + model.size
+        return len(self._entries) < self.limit and not 0 < self._memory < taken + model.size
 
     async def _make_room(self, model: StoredModel) -> bool:
         """True when there is room right now; else wait for one eviction and return False."""

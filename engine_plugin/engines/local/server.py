@@ -10,7 +10,7 @@ import re
 import secrets
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.options import number
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.process.records import ProcessRecords
 
-__all__ = ["HEALTH_TIMEOUT", "Address", "ServerOptions", "ServerProcess", "socket_name"]
+__all__ = ["HEALTH_TIMEOUT", "ServerOptions", "ServerProcess", "socket_name"]
 
 HEALTH_TIMEOUT = 2.0
 """Seconds that the answer to a health check may take. Tests set it."""
@@ -92,19 +92,17 @@ class ServerOptions(SoftwareOptions):
     """Corrections of what is detected of models; docs/models.md has the keys."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens in one run: at `socket`, or at `ports` of 127.0.0.1 (empty: a port of its choice)."""
-
-    key: str
-    """The bearer token that each request must have."""
-
-    socket: Path | None
-    ports: tuple[int, ...]
-
-
 class ServerProcess(EngineProcess):
     """One server. Owned by a driver, used from one event loop; closed once, then thrown away."""
+
+    health_path: ClassVar[str]
+    """The path of its health check."""
+
+    error_marks: ClassVar[tuple[str, ...]]
+    """Lines of its output with one of them explain a failure."""
+
+    ports_needed: ClassVar[int] = 1
+    """Ports that a server which is not ours needs; it gets requests on the first."""
 
     def __init__(
         self,
@@ -113,35 +111,34 @@ class ServerProcess(EngineProcess):
         records: ProcessRecords,
         folder: Path | None,
         *,
-        health_path: str,
-        chosen_ports: int,
         is_ours: bool,
-        error_marks: tuple[str, ...],
         serves: str = "",
         needs: int = 0,
     ) -> None:
         """`serves` replaces `name` in complaints about its health. `needs` are the bytes of its model's files.
 
-        `folder` is a private directory for the socket; None: serve on a loopback port. A server without a socket gets
-        `chosen_ports` ports, the first of them for requests; one that gets none writes its own in a line
-        `{"address": "http://127.0.0.1:PORT"}`. One that `is_ours` stops when its stdin ends.
+        `folder` is a private directory for the socket; None: serve on a loopback port. One that `is_ours` stops when
+        its stdin ends, and chooses a port by itself: it writes a line `{"address": "http://127.0.0.1:PORT"}`.
         """
         super().__init__(
             name,
             records.ticket(),
             _limits(options),
-            error_marks=error_marks,
+            error_marks=self.error_marks,
             stop_by_stdin=is_ours,
             needs=needs,
         )
+        self.is_ours = is_ours
+        """Whether it is a program of this project."""
+        self.socket = None if folder is None else folder / socket_name()
+        """The socket that it serves on; None: it serves on a loopback port."""
+        self.ports: tuple[int, ...] = ()
+        """The loopback ports of this run; empty for one that has a socket, or chooses its port."""
+        self.key = ""
+        """The bearer token that each request of this run must have."""
         self._serves = serves or name
         self._key_folder = folder or records.folder
-        self._socket = None if folder is None else folder / socket_name()
-        self._key = ""
         self._key_file: Path | None = None
-        self._health_path = health_path
-        self._chosen_ports = chosen_ports
-        self._ports: tuple[int, ...] = ()
         self._own_port = 0
         """The port of this run, once the process was seen to listen there."""
         self._client: Http1Client | None = None
@@ -149,8 +146,8 @@ class ServerProcess(EngineProcess):
     # The steps that a driver adds
 
     @abstractmethod
-    def launch(self, address: Address) -> Command:
-        """What to run."""
+    def launch(self) -> Command:
+        """What to run, with the `key`, `socket` and `ports` of this run."""
 
     @abstractmethod
     async def prove(self) -> None:
@@ -215,7 +212,7 @@ class ServerProcess(EngineProcess):
         client, self._client = self._client, None
         if client is not None:
             client.close()
-        for path in filter(None, (self._socket, self._key_file)):
+        for path in filter(None, (self.socket, self._key_file)):
             path.unlink(missing_ok=True)
 
     # The steps of a run
@@ -223,20 +220,20 @@ class ServerProcess(EngineProcess):
     def command(self) -> Command:
         """What to run, with a new key and, where it needs some, new ports."""
         self.clean_up()
-        self._key = secrets.token_urlsafe(24)
+        self.key = secrets.token_urlsafe(24)
         self._own_port = 0
-        self._ports = () if self._socket is not None else ports.free_ports(self._chosen_ports)
-        if self._socket is not None:
-            self._connect_to(str(self._socket))
-        elif self._ports:
-            self._connect_to(("127.0.0.1", self._ports[0]))
-        return self.launch(Address(self._key, self._socket, self._ports))
+        if self.socket is not None:
+            self._connect_to(str(self.socket))
+        elif not self.is_ours:
+            self.ports = ports.free_ports(self.ports_needed)
+            self._connect_to(("127.0.0.1", self.ports[0]))
+        return self.launch()
 
     async def can_serve(self) -> bool:
         """Whether it answers a health check and then a real request: some servers are healthy before they compute."""
-        if self._client is None or (self._socket is not None and not self._socket.exists()):
+        if self._client is None or (self.socket is not None and not self.socket.exists()):
             return False
-        if self._ports and not await self._listens(self._ports[0]):
+        if self.ports and not await self._listens(self.ports[0]):
             return False
         if not await self.is_healthy():
             return False
@@ -250,7 +247,7 @@ class ServerProcess(EngineProcess):
         try:
             async with (
                 asyncio.timeout(HEALTH_TIMEOUT),
-                self._require_client().request("GET", self._health_path) as response,
+                self.http().request("GET", self.health_path) as response,
             ):
                 await response.read(ERROR_LIMIT)
                 return response.status == 200
@@ -266,8 +263,8 @@ class ServerProcess(EngineProcess):
 
     def unusable(self) -> str:
         """The reason why its socket cannot be reached, "" when it can."""
-        gone = self._socket is not None and not self._socket.exists()
-        return f"its socket {self._socket} was removed; is there a cleaner of temporary files?" if gone else ""
+        gone = self.socket is not None and not self.socket.exists()
+        return f"its socket {self.socket} was removed; is there a cleaner of temporary files?" if gone else ""
 
     def on_output(self, line: str) -> None:
         """Connect to the port that a server with a port of its choice has written."""
@@ -277,13 +274,14 @@ class ServerProcess(EngineProcess):
 
     # Its address, its key and its connections
 
-    def _require_client(self) -> Http1Client:
+    def http(self) -> Http1Client:
+        """The client of the latest run. Raises UnavailableError when it is not up."""
         if self._client is None:
             raise UnavailableError(f"{self.name} is not up yet")
         return self._client
 
     def _connect_to(self, address: str | tuple[str, int]) -> None:
-        self._client = Http1Client(address, {"authorization": f"Bearer {self._key}"})
+        self._client = Http1Client(address, {"authorization": f"Bearer {self.key}"})
 
     def _write_key_file(self) -> Path:
         """A file with the key, for a server that reads it from one; removed when the server is ready."""
@@ -291,7 +289,7 @@ class ServerProcess(EngineProcess):
             private_folder(self._key_folder)
             self._key_file = self._key_folder / f"{secrets.token_hex(4)}.key"
         self._key_file.touch(mode=0o600)
-        self._key_file.write_text(self._key + "\n")
+        self._key_file.write_text(self.key + "\n")
         return self._key_file
 
     async def _listens(self, port: int) -> bool:
@@ -308,7 +306,7 @@ class ServerProcess(EngineProcess):
 
     async def _rival(self) -> tuple[int, str]:
         """One of its ports that another process holds, and the holder; (0, "") when there is none."""
-        for port in self._ports:
+        for port in self.ports:
             if rival := await in_thread(ports.holder, port):
                 return port, rival
         return 0, ""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from engine_plugin.engines.local.server import Address
     from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.errors import EnginePluginError
     from engine_plugin.install.software import Backend
@@ -48,6 +47,9 @@ _COMPUTES = re.compile(r'msg="inference compute".*? library=(\S+)')
 class OllamaProcess(ServerProcess):
     """One `ollama serve`, restarted when it dies. Owned by `ManagedServer`, which closes it once and discards it."""
 
+    health_path = _VERSION_PATH
+    error_marks = ("level=ERROR", "Error: ", "panic: ")
+
     def __init__(
         self,
         program: Backend,
@@ -63,10 +65,7 @@ class OllamaProcess(ServerProcess):
             options,
             records,
             None,
-            health_path=_VERSION_PATH,
-            chosen_ports=1,
             is_ours=False,
-            error_marks=("level=ERROR", "Error: ", "panic: "),
         )
         self.version = ""
         """The version that the server reports, once it is ready."""
@@ -84,7 +83,7 @@ class OllamaProcess(ServerProcess):
     @property
     def address(self) -> str:
         """The URL of the server; "" unless it is ready."""
-        return f"http://127.0.0.1:{self._ports[0]}" if self._ports and self.ready else ""
+        return f"http://127.0.0.1:{self.ports[0]}" if self.ports and self.ready else ""
 
     async def ensure_ready(self) -> None:
         """Start the server unless it is ready. Concurrent calls share one start.
@@ -104,14 +103,14 @@ class OllamaProcess(ServerProcess):
 
     def client(self) -> OllamaClient:
         """The client of the latest run of the process. Raises UnavailableError unless the server is ready."""
-        http = self._require_client()
+        http = self.http()
         if self._clients is None or self._clients[0] is not http:
             run = self.latest_run
 
             async def explain(error: EnginePluginError) -> EnginePluginError:
                 return error if run is None else await explained(error, run)
 
-            self._clients = (http, OllamaClient(http, f"http://127.0.0.1:{self._ports[0]}", explain))
+            self._clients = (http, OllamaClient(http, f"http://127.0.0.1:{self.ports[0]}", explain))
         return self._clients[1]
 
     async def close(self) -> None:
@@ -122,9 +121,9 @@ class OllamaProcess(ServerProcess):
         await super().close()
         self.clean_up()
 
-    def launch(self, address: Address) -> Command:
+    def launch(self) -> Command:
         argv = python.guarded([self.program.executable, "serve"])
-        return Command(argv, self._environment(address.ports[0]))
+        return Command(argv, self._environment(self.ports[0]))
 
     async def prove(self) -> None:
         """Check version and devices of the started server. Raises PreconditionError or UnsupportedError."""

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import not_bidirectional
+from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.engines.openvino.entries import devices_asked
-from engine_plugin.engines.openvino.loaded_models import LoadedModel, remove_stale
+from engine_plugin.engines.openvino.graphs import remove_stale
+from engine_plugin.engines.openvino.loaded_models import LoadedModel
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.requests import PATHS, SPEECH, STREAMED
-from engine_plugin.engines.openvino.server import OpenVinoServer, Place
+from engine_plugin.engines.openvino.server import SERVED, OpenVinoServer
 from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import EnginePluginError, UnavailableError
@@ -35,8 +35,10 @@ from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from engine_plugin.engines.openvino.client import ServerClient
+    from engine_plugin.engines.openvino.server import ModelState
     from engine_plugin.errors import Problem
     from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
@@ -52,8 +54,8 @@ _STATES_TIMEOUT = 2.0
 _MB = 1024 * 1024
 _PROCESS = 48 * _MB
 """Bytes that a worker needs besides its model's files, measured with the smallest model."""
-_SERVED = "served"
-"""The directory of the servers' config.json, below the data directory."""
+_AT_ONCE = 4
+"""Requests that a model with one at a time gets at once, so that the next one begins without delay."""
 
 
 class OpenVinoEngine(Driver[LoadedModel]):
@@ -66,12 +68,12 @@ class OpenVinoEngine(Driver[LoadedModel]):
         options = read_options(OpenVinoOptions, manifest)
         super().__init__(manifest, options)
         self._options = options
-        self._software = OpenVinoSoftware(options, self._data, self._environ)
-        self._store = model_store(self._data / "models", options, self._environ)
-        self._pool = ModelPool(
+        self.software = OpenVinoSoftware(options, self.data, self._environ)
+        self.store = model_store(self.data / "models", options, self._environ)
+        self.pool = ModelPool(
             options.max_loaded_models, options.drain_timeout, self._new_model, options.memory_limit * _MB
         )
-        self._server: OpenVinoServer | None = None
+        self.server: OpenVinoServer | None = None
         self._decoder = Decoder(None, self._environ, options.audio)
         self._only_cpu = False
 
@@ -101,29 +103,29 @@ class OpenVinoEngine(Driver[LoadedModel]):
                 )
 
     async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
-        await in_thread(remove_stale, self._data / _SERVED)
+        await in_thread(remove_stale, self.data / SERVED)
         self._only_cpu = devices is not None and all(device["name"] == "CPU" for device in devices)
         self._decoder = Decoder(backend.site, self._environ, self._options.audio)
-        self._server = self._new_server(backend, mode, self._sockets)
-        await self._server.ensure_ready()
+        self.server = self._new_server(backend, mode, self.sockets)
+        await self.server.ensure_ready()
 
     async def renew(self) -> None:
-        before, backend = self._server, self._backend
+        before, backend = self.server, self.backend
         if before is None or backend is None:
             return  # a stop came first
         self._decoder = Decoder(backend.site, self._environ, self._options.audio)
-        self._server = server = self._new_server(backend, self._mode, self._sockets)
-        await self._pool.drain()  # models load into the new server from now on
+        self.server = server = self._new_server(backend, self._mode, self.sockets)
+        await self.pool.drain()  # models load into the new server from now on
         await before.close()
         await server.ensure_ready()
 
     async def end(self) -> None:
-        server, self._server = self._server, None
+        server, self.server = self.server, None
         if server is not None:
             await server.close()
 
     async def _change_mode(self, mode: str) -> None:
-        loaded = [one.model.name for one in self._pool.servers()]
+        loaded = [one.model.name for one in self.pool.servers()]
         before = self._mode
         await super()._change_mode(mode)
         if self._mode != before:
@@ -132,7 +134,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
     async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(backend, "cpu", folder)
         try:
-            loaded = server.model(model)
+            loaded = self._loaded_model(model, server)
             await loaded.ensure_ready()
             body = json.dumps({"model": model.name, "prompt": "a", "max_tokens": 1}).encode()
             async with loaded.working() as client, client.post_json(PATHS["generate"], body) as response:
@@ -141,38 +143,39 @@ class OpenVinoEngine(Driver[LoadedModel]):
             await server.close()
 
     async def condition(self) -> Condition:
-        server = self._server
+        server = self.server
         if server is None:
             return Condition(["the OpenVINO server is not running"], serves=False)
-        return await server.condition([one.model.name for one in self._pool.all_servers() if one.loaded])
+        return await server.condition([one.model.name for one in self.pool.all_servers() if one.loaded])
 
     async def revive(self) -> Sequence[StoredModel]:
-        server = self._server
+        server = self.server
         if server is None:
             raise UnavailableError("the engine is being stopped")
         await server.ensure_ready()
-        try:
-            async with asyncio.timeout(_STATES_TIMEOUT):
-                states = await server.loaded.states()
-        except (EnginePluginError, TimeoutError):
-            return []  # it is busy, or hangs and will be killed
-        loaded = [one for one in self._pool.all_servers() if one.loaded]
+        states = await self._states(server)
+        if states is None:
+            return []
+        loaded = [one for one in self.pool.all_servers() if one.loaded]
         for one in loaded:
             if one.model.name not in states or states[one.model.name].failed:
                 one.doubt()
         return [one.model for one in loaded if not one.ready]
 
     async def memory(self) -> Mapping[str, int]:
-        server = self._server
-        if server is None or not server.ready:
-            return {}
+        server = self.server
+        states = await self._states(server) if server is not None and server.ready else None
+        return {name: state.memory for name, state in (states or {}).items()}
+
+    @staticmethod
+    async def _states(server: OpenVinoServer) -> dict[str, ModelState] | None:
+        """The state of each model; None from a server that is busy, or hangs and will be killed."""
         try:
             async with asyncio.timeout(_STATES_TIMEOUT):
-                states = await server.loaded.states()
+                return await server.states()
         except (EnginePluginError, TimeoutError) as error:
-            log.debug("the server does not report the memory of its models: %s", error)
-            return {}
-        return {name: state.memory for name, state in states.items()}
+            log.debug("the server does not report its models: %s", error)
+            return None
 
     # Services
 
@@ -194,7 +197,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in STREAMED:
             raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="OpenVINO")
-        streams = service != "text-to-image" or (self._server is not None and self._server.is_ours)
+        streams = service != "text-to-image" or (self.server is not None and self.server.is_ours)
         async with self._exchange(service, request, stream=streams) as response:
             if streams:
                 yield stream_events(response, complaint_error, longest=ANSWER_LIMIT)
@@ -213,7 +216,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
         @asynccontextmanager
         async def use(name: str) -> AsyncIterator[str]:
             model = await self._model_for(service, name)
-            async with self._pool.use(model) as loaded, loaded.working() as client:
+            async with self.pool.use(model) as loaded, loaded.working() as client:
                 held.append(client)
                 yield model.name
 
@@ -224,7 +227,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
             yield answers
 
     def _speech(self, client: Callable[[], ServerClient]) -> SpeechServices:
-        return SpeechServices(client, SPEECH, self._decoder, self._data / "output", self._options.live)
+        return SpeechServices(client, SPEECH, self._decoder, self.data / "output", self._options.live)
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
@@ -240,7 +243,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
         """A client of the server that has the request's model in memory, for as long as the request takes."""
         model = await self._model_for(service, request["model"])
         request["model"] = model.name  # the caller may have given a reference
-        async with self._pool.turn(model, slots_needed(service, request)) as loaded:
+        async with self.pool.turn(model, slots_needed(service, request)) as loaded:
             await loaded.ensure_ready()  # the server may have died while this request waited for its turn
             async with loaded.working() as client:
                 yield client
@@ -248,18 +251,27 @@ class OpenVinoEngine(Driver[LoadedModel]):
     def _new_model(self, model: StoredModel) -> LoadedModel:
         """A model for the pool. Raises UnavailableError when the engine does not run."""
         self._require_running()
-        if self._server is None:
+        if self.server is None:
             raise UnavailableError("the engine is being stopped")
-        if self._server.is_ours:
+        if self.server.is_ours:
             self._require_memory(model, _PROCESS, model.size if self._only_cpu or self._mode == "cpu" else 0)
-        return self._server.model(model)
+        return self._loaded_model(model, self.server)
+
+    def _loaded_model(self, model: StoredModel, server: OpenVinoServer) -> LoadedModel:
+        many, queue = self._options.parallel, self._options.max_queue
+        at_once = many if model.kind in ("chat", "embed", "rerank") else min(many, _AT_ONCE)
+        return LoadedModel(model, server.entry(model), server, Admission(at_once, queue))
 
     def _new_server(self, backend: Backend, mode: str, sockets: Path | None) -> OpenVinoServer:
-        served = self._data / _SERVED / secrets.token_hex(8)
-        cache = Path(self._options.cache_dir) if self._options.cache_dir else self._data / "cache"
-        place = Place(sockets, served, cache)
         return OpenVinoServer(
-            backend, self._options, place, self._records, self._environ, mode=mode, only_cpu=self._only_cpu
+            backend,
+            self._options,
+            self.data,
+            sockets,
+            self.records,
+            self._environ,
+            mode=mode,
+            only_cpu=self._only_cpu,
         )
 
 

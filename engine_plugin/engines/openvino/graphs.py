@@ -1,23 +1,34 @@
-"""The files from which the OpenVINO Model Server loads models: config.json, and a graph.pbtxt for each model."""
+"""The files from which a server loads its models: config.json and, for the OpenVINO Model Server, graphs.
+
+The embedded server reads a list of entries (docs/openvino-server.md), the OpenVINO Model Server a graph.pbtxt for
+each model.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from engine_plugin.engines.openvino.options import MODEL_OPTIONS, SECTIONS
 from engine_plugin.system.files import private_folder, write_json, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
+
+    from filelock import BaseFileLock
 
     from engine_plugin.engines.openvino.entries import ModelEntry
     from engine_plugin.engines.options import Table
 
-__all__ = ["graph_text", "write_graphs"]
+__all__ = ["ServedFolder", "graph_text", "lock_of", "remove_stale", "write_graphs"]
 
 _GRAPH = "graph.pbtxt"
+_NO_LOCK = (OSError, NotImplementedError)
+"""The lock is taken (filelock's Timeout is an OSError), or the file system has no locks."""
 
 
 class _Calculator(NamedTuple):
@@ -66,6 +77,83 @@ _LOOP = """\
     }
   }
 """
+
+
+class ServedFolder:
+    """The folder of one server's config.json, which is created and removed here and locked in between.
+
+    Each graph lies in a folder of its own, which gets a new name when the graph changes: the model server looks for
+    changes in config.json alone.
+    """
+
+    def __init__(self, folder: Path, *, with_graphs: bool) -> None:
+        """No I/O. `with_graphs`: for the OpenVINO Model Server."""
+        self.folder = folder
+        self.config = folder / "config.json"
+        """The file that the server reads."""
+        self._with_graphs = with_graphs
+        self._attempts = 0
+        self._places: dict[str, str] = {}
+        """The folder of each model's graph, below `folder`."""
+        self._lock: BaseFileLock | None = None
+
+    def lock(self) -> None:
+        """Lock the folder, unless it is locked: `remove_stale` leaves it alone then. Blocks."""
+        if self._lock is None:
+            private_folder(self.folder.parent)
+            self._lock = lock_of(self.folder)
+            with suppress(*_NO_LOCK):  # without locks, remove_stale leaves the folder alone as well
+                self._lock.acquire(timeout=0)
+
+    def move_graph(self, name: str) -> None:
+        """Have the next `write` put a model's graph in another folder, without which OVMS retries no failed graph."""
+        self._attempts += 1
+        self._places[name] = f"{quote(name, safe='')}-{self._attempts}"
+
+    def write(self, entries: Mapping[str, ModelEntry]) -> None:
+        """Write config.json for the models of these names, each of which `move_graph` was called for. Blocks."""
+        private_folder(self.folder)
+        if not self._with_graphs:
+            write_json(self.config, {"models": list(entries.values())}, self.folder)
+            return
+        used = {self._places[name]: entry for name, entry in entries.items()}
+        write_graphs(self.folder, used)
+        for place in self.folder.iterdir():
+            if place.is_dir() and place.name not in used:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the folder and its lock. Blocks; called when the server has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            _unlock(self._lock)
+            self._lock = None
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the servers' folders below `folder` that killed plugins have left, also of other versions. Blocks."""
+    for place in folder.iterdir() if folder.is_dir() else ():
+        server = place.with_suffix("")  # a folder, or the lock of one
+        lock = lock_of(server)
+        try:
+            lock.acquire(timeout=0)
+        except _NO_LOCK:
+            continue  # its plugin may be alive
+        shutil.rmtree(server, ignore_errors=True)
+        _unlock(lock)
+
+
+def lock_of(folder: Path) -> BaseFileLock:
+    """The lock file beside a server's folder; its plugin's process holds the lock."""
+    from filelock import FileLock
+
+    return FileLock(folder.with_suffix(".lock"), mode=0o600, thread_local=False)
+
+
+def _unlock(lock: BaseFileLock) -> None:
+    with suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def write_graphs(folder: Path, entries: Mapping[str, ModelEntry]) -> None:

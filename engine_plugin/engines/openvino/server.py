@@ -1,17 +1,30 @@
-"""The server process, the OpenVINO Model Server or the embedded server, which holds all models."""
+"""The server process, the OpenVINO Model Server or the embedded server, and the models that it has in memory.
+
+A server loads the models of its config.json when it starts, and applies changes of it on request.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.driver import Condition
-from engine_plugin.engines.openvino import command
+from engine_plugin.engines.local.server import ServerProcess
+from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.entries import device_of, entry_of
-from engine_plugin.engines.openvino.loaded_models import LoadedModel, LoadedModels, SharedServer
-from engine_plugin.errors import EnginePluginError
+from engine_plugin.engines.openvino.graphs import ServedFolder
+from engine_plugin.engines.openvino.software import SERVER_MODULE, server_environ
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    EngineStartError,
+    ModelUnusableError,
+    UnavailableError,
+)
+from engine_plugin.process import python
 from engine_plugin.process.engine_process import Command
 from engine_plugin.system.files import in_thread
 
@@ -19,79 +32,143 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from engine_plugin.engines.local.server import Address
+    from engine_plugin.engines.openvino.entries import ModelEntry
     from engine_plugin.engines.openvino.options import OpenVinoOptions
     from engine_plugin.install.software import Backend
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.records import ProcessRecords
 
-__all__ = ["OpenVinoServer", "Place"]
+__all__ = ["SERVED", "ModelState", "OpenVinoServer"]
 
 log = logging.getLogger(__name__)
 
+SERVED = "served"
+"""The directory of the servers' folders, below the data directory."""
+
 _MB = 1024 * 1024
-_AT_ONCE = 4
-"""Requests that a model with one at a time gets at once, so that the next one begins without delay."""
+_CONFIG_LIMIT = 16 * 1024 * 1024
+_POLL_FIRST, _POLL_LAST = 0.01, 0.25
+_LEAVE_TIMEOUT = 30.0
+_PASSED_ON = (
+    "threads",
+    "max_queue",
+    "start_timeout",
+    "hung_timeout",
+    "drain_timeout",
+    "restart_limit",
+    "restart_backoff",
+    "stable_time",
+)
+"""The options that are settings of the embedded server, too, by the same names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The directories of one server: `sockets`, private, for its unix socket (None: it listens on a port), `served`,
-    created for its config.json, and `cache` for compiled models."""
+class ModelState(NamedTuple):
+    """A model's state in the server, from GET /v1/config."""
 
-    sockets: Path | None
-    served: Path
-    cache: Path
+    state: str
+    """LOADING, AVAILABLE, UNLOADING or END, as OVMS names them."""
+    complaint: str
+    """The error; "" without one."""
+    failed: bool
+    """Whether the server has given the model up."""
+    memory: int = 0
+    """Bytes of memory; 0 where the server does not report them."""
+    unusable: bool = False
+    """Whether it failed because of its files, so that another attempt would fail as well."""
 
 
-class OpenVinoServer(SharedServer):
+class OpenVinoServer(ServerProcess):
     """One server. Owned by the engine driver; closed once, then discarded."""
+
+    health_path = "/v2/health/live"
+    error_marks = ("E ", "[error]", "Error")
+    ports_needed = 2
 
     def __init__(
         self,
         backend: Backend,
         options: OpenVinoOptions,
-        place: Place,
+        data: Path,
+        sockets: Path | None,
         records: ProcessRecords,
         environ: Mapping[str, str],
         *,
         mode: str,
         only_cpu: bool,
     ) -> None:
-        """`mode` is StartEngine's; `only_cpu`: OpenVINO has found no other device."""
+        """`data` is the data directory. `sockets` is a private directory for a unix socket, which the embedded server
+        listens on; None: a port. `mode` is StartEngine's; `only_cpu`: OpenVINO has found no other device.
+        """
+        is_ours = backend.kind == "embedded"
+        super().__init__("the OpenVINO server", options, records, sockets if is_ours else None, is_ours=is_ours)
+        self.load_limit = options.start_limit
+        """Seconds that the load of one model may take."""
+        self.served = ServedFolder(data / SERVED / secrets.token_hex(8), with_graphs=not is_ours)
+        """The folder that the server reads, with its config.json."""
         self._backend = backend
         self._options = options
-        self._place = place
+        self._cache = str(data / "cache")
         self._environ = environ
         self._mode = mode
         self._only_cpu = only_cpu
-        self.is_ours = is_ours = backend.kind == "embedded"
-        self.loaded = LoadedModels(place.served, self, options.start_limit)
-        super().__init__(
-            "the OpenVINO server",
-            options,
-            records,
-            place.sockets if is_ours else None,
-            health_path="/v2/health/live",
-            chosen_ports=0 if is_ours else 2,
-            is_ours=is_ours,
-            error_marks=("E ", "[error]", "Error"),
-        )
+        self._entries: dict[str, ModelEntry] = {}
+        self._proved: set[str] = set()
+        """The models that have been available."""
+        self._writing = asyncio.Lock()
 
     async def close(self) -> None:
         """End the process and remove its files; running requests are cancelled."""
         await super().close()
         self.clean_up()
-        await in_thread(self.loaded.remove_folder)
+        await in_thread(self.served.remove)
 
-    def model(self, model: StoredModel) -> LoadedModel:
-        """A model for the pool, which loads it."""
-        options = self._options
-        device = device_of(model.kind, self._mode, options, only_cpu=self._only_cpu)
-        threads = 0 if self.is_ours else options.threads
-        entry = entry_of(model, device, options, threads=threads)
-        at_once = options.parallel if model.kind in ("chat", "embed", "rerank") else min(options.parallel, _AT_ONCE)
-        return LoadedModel(model, entry, self, self.loaded, Admission(at_once, options.max_queue))
+    def client(self) -> ServerClient:
+        """A client of its latest run. Raises UnavailableError when it is not up."""
+        return ServerClient(self.http(), self.latest_run)
+
+    # The steps of a run
+
+    def launch(self) -> Command:
+        """What to run. Writes the config.json of the run, which blocks for some milliseconds.
+
+        A model that was being loaded when the server died is left out, because it may have killed the server.
+        """
+        self.served.lock()
+        self.served.write({name: entry for name, entry in self._entries.items() if name in self._proved})
+        options, config = self._options, str(self.served.config)
+        caches = options.cache_dir or not (self._mode == "cpu" or self._only_cpu)
+        cache = (options.cache_dir or self._cache) if caches else ""
+        if not self.is_ours:
+            return Command(self._ovms_command(config, cache), server_environ(self._backend, self._environ))
+        settings = {  # docs/openvino-server.md defines them
+            "host": str(self.socket or "127.0.0.1"),
+            "port": 0,
+            "key": self.key,
+            "config": config,
+            "cache_dir": cache,
+            "memory_limit": options.memory_limit * _MB,
+            "load_timeout": options.start_limit,
+            **{name: getattr(options, name) for name in _PASSED_ON},
+        }
+        argv = python.module_command(SERVER_MODULE, "serve")
+        env = python.module_environ(self._environ, self._backend.site)
+        return Command(argv, env, json.dumps(settings).encode() + b"\n")  # the key is in neither argv nor env
+
+    def _ovms_command(self, config: str, cache: str) -> list[str]:
+        """argv of an ovms behind the guard. It reads the key from a file; nothing calls its gRPC port."""
+        argv = python.guarded([self._backend.executable])
+        argv += ["--rest_port", str(self.ports[0]), "--rest_bind_address", "127.0.0.1"]
+        argv += ["--port", str(self.ports[1]), "--grpc_bind_address", "127.0.0.1"]
+        # 0: read the configuration on request only, not periodically.
+        argv += ["--config_path", config, "--file_system_poll_wait_seconds", "0"]
+        argv += ["--api_key_file", str(self._write_key_file())]
+        return [*argv, "--cache_dir", cache] if cache else argv
+
+    async def prove(self) -> None:
+        """List the models, which needs the right key. Each model is tried when it is loaded."""
+        await self.states()
+
+    # The models
 
     async def condition(self, served: Sequence[str]) -> Condition:
         """The state of the server and of the models in `served`, for a health check."""
@@ -99,7 +176,7 @@ class OpenVinoServer(SharedServer):
         if own:
             return Condition([own], serves=not self.failed)
         try:
-            states = await self.loaded.states() if served else {}
+            states = await self.states() if served else {}
         except EnginePluginError as error:
             return Condition([f"{self.name} does not report its models: {error}"])
         wrong = []
@@ -115,36 +192,97 @@ class OpenVinoServer(SharedServer):
                 wrong.append(f"{name} does not answer: {state.complaint}")
         return Condition(wrong, serves=not served or lost < len(served))
 
-    def launch(self, address: Address) -> Command:
-        self.loaded.begin_run()
-        settings = self._settings(address)
-        env = command.environ_of(self._environ, self._backend)
-        if self.is_ours:
-            return Command(command.server_command(), env, command.settings_line(settings))
-        argv = command.ovms_command(self._backend, settings, self._write_key_file(), address.ports[1])
-        return Command(argv, env)
+    def entry(self, model: StoredModel) -> ModelEntry:
+        """What this server gets for a model."""
+        device = device_of(model.kind, self._mode, self._options, only_cpu=self._only_cpu)
+        return entry_of(model, device, self._options, threads=0 if self.is_ours else self._options.threads)
 
-    def _settings(self, address: Address) -> command.ServerSettings:
-        options = self._options
-        cached = options.cache_dir or not (self._mode == "cpu" or self._only_cpu)
-        return command.ServerSettings(
-            host=str(address.socket) if address.socket is not None else "127.0.0.1",
-            port=address.ports[0] if address.ports else 0,
-            key=address.key,
-            config=str(self.loaded.config),
-            threads=options.threads,
-            max_queue=options.max_queue,
-            cache_dir=str(self._place.cache) if cached else "",
-            memory_limit=options.memory_limit * _MB,
-            load_timeout=options.start_limit,
-            start_timeout=options.start_timeout,
-            hung_timeout=options.hung_timeout,
-            drain_timeout=options.drain_timeout,
-            restart_limit=options.restart_limit,
-            restart_backoff=options.restart_backoff,
-            stable_time=options.stable_time,
-        )
+    def forget(self, name: str) -> None:
+        """Leave a model out of the next config.json that is written."""
+        self._entries.pop(name, None)
+        self._proved.discard(name)
 
-    async def prove(self) -> None:
-        """List the models, which needs the right key. Each model is tried when it is loaded."""
-        await self.loaded.states()
+    async def add(self, entry: ModelEntry) -> None:
+        """Have the server load a model, unless it has, and wait until it is available.
+
+        Raises ModelUnusableError or EngineStartError with the server's reason, BadGatewayError when the server dies.
+        """
+        name = entry["name"]
+        if self._entries.get(name) != entry or name not in self._proved:
+            self.served.move_graph(name)
+        self._entries[name] = entry
+        try:
+            async with asyncio.timeout(self.load_limit):
+                await self._follow(name)
+        except TimeoutError:
+            raise EngineStartError(
+                f"{name} was not loaded in {self.load_limit:g} s. Raise engine.start_limit in plugin.yaml if this "
+                "machine is slow"
+            ) from None
+        self._proved.add(name)
+
+    async def remove(self, name: str) -> None:
+        """Have the server unload a model, and wait until it has; nothing when the server does not run."""
+        self.forget(name)
+        await self.recovered()
+        if not self.ready:
+            return
+        try:
+            async with asyncio.timeout(_LEAVE_TIMEOUT):
+                await self._apply()
+                pause = _POLL_FIRST
+                while name not in self._entries and (await self.states()).get(name, _GONE).state != "END":
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, _POLL_LAST)
+        except (EnginePluginError, TimeoutError) as error:
+            log.warning("%s: the server did not confirm the unload: %s", name, error or "no answer in time")
+
+    async def states(self) -> dict[str, ModelState]:
+        """The state of each model, by name. Raises UnavailableError and BadGatewayError."""
+        async with self.client().get("/v1/config") as response:
+            body = await response.read(_CONFIG_LIMIT)
+        try:
+            shape = json.loads(body)
+            return {name: _state(entry["model_version_status"][0]) for name, entry in shape.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise BadGatewayError(f"the engine's list of models is not understood: {body[:200]!r}") from error
+
+    async def _follow(self, name: str) -> None:
+        """Apply the configuration and wait for one model. Raises ModelUnusableError and EngineStartError."""
+        complaint = await self._apply()
+        pause = _POLL_FIRST
+        while True:
+            state = (await self.states()).get(name)
+            if state is not None and state.state == "AVAILABLE":
+                return
+            if name not in self._entries:
+                raise UnavailableError(f"{name} was unloaded while it was being loaded")
+            if state is None or state.failed:
+                why = (state.complaint if state else "") or complaint or "the server gives no reason"
+                said = self.latest_run.last_lines() if self.latest_run and (why == _PRECONDITION or not state) else ""
+                text = f"{name} cannot be loaded: {why}{f'. Last lines: {said}' if said else ''}"
+                if state is not None and state.unusable:
+                    raise ModelUnusableError(f"{text}. Delete the model and pull it again, or pull another")
+                raise EngineStartError(text)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _POLL_LAST)
+
+    async def _apply(self) -> str:
+        """Write the configuration and have the server read it. Returns the server's complaint, or ""."""
+        async with self._writing:
+            await in_thread(self.served.write, dict(self._entries))
+        return await self.client().reload()
+
+
+_GONE = ModelState("END", "", failed=True)
+_PRECONDITION = "FAILED_PRECONDITION"
+
+
+def _state(shape: Mapping[str, Any]) -> ModelState:
+    status = shape["status"]
+    code = str(status.get("error_code") or "OK")
+    state, message = str(shape["state"]), str(status.get("error_message") or "")
+    if code == "OK":  # the embedded server's message is then the reason why the model cannot answer now
+        memory = int(shape.get("memory") or 0)
+        return ModelState(state, "" if message == "OK" else message, failed=state == "END", memory=memory)
+    return ModelState(state, message or code, failed=True, unusable=code == _PRECONDITION)

@@ -70,7 +70,7 @@ async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 def software(running: RunningPlugin) -> Path:
-    return running.engine._software.folder
+    return running.engine.software.folder
 
 
 def versions(running: RunningPlugin) -> list[str]:
@@ -83,4 +83,4 @@ async def upgradable(serve: Serve, mirror: Mirror, new: str = SHIM) -> RunningPl
     first = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
     await first.client.install_engine()
     mirror.publish("b2001", new)
-    return await serve(start=False, data=first.engine._data, backend="release", version="b2001", mirror=mirror.url)
+    return await serve(start=False, data=first.engine.data, backend="release", version="b2001", mirror=mirror.url)

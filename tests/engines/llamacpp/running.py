@@ -95,7 +95,8 @@ class RunningPlugin:
 
     def server(self, model: str) -> LlamaCppServer:
         """The server of a loaded model."""
-        return self.engine._pool._entries[model].server
+        [server] = [server for server in self.engine.pool.all_servers() if server.model.name == model]
+        return server
 
     async def engine_pid(self, model: str) -> int:
         """The process of a loaded model."""
@@ -106,7 +107,7 @@ class RunningPlugin:
     async def direct(self, model: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Send a request to the engine directly, not through the plugin."""
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
-        async with self.server(model)._require_client().request(method, path, data) as response:
+        async with self.server(model).http().request(method, path, data) as response:
             answer = await response.read(64 << 20)
             assert response.status == 200, answer
         return json.loads(answer)

@@ -76,7 +76,7 @@ async def test_invalid_model_request_is_rejected(shared: RunningPlugin, rpc: str
 @pytest.mark.promise("P20")
 @pytest.mark.parametrize("name", TRAVERSALS, ids=repr)
 async def test_invalid_model_name_is_rejected(shared: RunningPlugin, name: str) -> None:
-    before = sorted(path.name for path in shared.engine._store.root.iterdir())
+    before = sorted(path.name for path in shared.engine.store.root.iterdir())
     for rpc in ("DeleteModel", "LoadModel"):
         data = json.dumps({"model": name}).encode()
         code, message = await code_of(shared, rpc, getattr(pb, f"{rpc}Request")(request_json=data))
@@ -90,7 +90,7 @@ async def test_invalid_model_name_is_rejected(shared: RunningPlugin, name: str) 
     request = pb.InvokeServiceRequest(service_name="chat", request_data=data)
     code, message = await code_of(shared, "InvokeService", request)
     assert code == (200 if name == "" else 404), message  # "" selects the default
-    assert sorted(path.name for path in shared.engine._store.root.iterdir()) == before
+    assert sorted(path.name for path in shared.engine.store.root.iterdir()) == before
 
 
 @pytest.mark.parametrize("service", ["nope", "Chat", "../chat", "chat ", "x" * 5000, "\0"])

@@ -87,7 +87,7 @@ async def test_server_that_continues_cancelled_calls_is_restarted(
     await pull(running, model_with(behind(ENDLESS), scratch / "hostile.gguf"))
     await running.client.load_model("hostile")
     held = running.server("hostile")
-    await held._set_templates(None)
+    await held.set_templates(None)
     run = held.latest_run
     assert run is not None
     with pytest.raises(EnginePluginError):

@@ -86,15 +86,15 @@ async def test_call_that_waits_for_a_slot_can_be_cancelled(serve: Serve) -> None
         queue = [asyncio.create_task(running.client.invoke("generate", endless)) for _ in range(9)]
         last = asyncio.create_task(running.client.invoke("generate", brief))
         admission = running.server(model).admission
-        await eventually(lambda: len(admission._waiting) == 10)
+        await eventually(lambda: admission.waiting == 10)
         for task in queue:
             task.cancel()
         await asyncio.gather(*queue, return_exceptions=True)
     async with asyncio.timeout(LIMIT):
         assert (await last)["choices"]
     await running.until_idle(model)
-    assert not admission._waiting
-    assert running.engine._pool.users(model) == 0
+    assert not admission.waiting
+    assert running.engine.pool.users(model) == 0
 
 
 @pytest.mark.promise("F23", "P6")

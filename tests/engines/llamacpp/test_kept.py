@@ -107,7 +107,7 @@ async def test_installation_waits_for_a_locked_version(
 @pytest.mark.promise("U6", "U7")
 async def test_replaced_version_serves_until_its_plugin_stops(serve: Serve, mirror: Mirror) -> None:
     newer = await upgradable(serve, mirror)
-    older = await serve(data=newer.engine._data, backend="release", version="b2000", mirror=mirror.url)
+    older = await serve(data=newer.engine.data, backend="release", version="b2000", mirror=mirror.url)
     assert "version b2001" in await newer.client.upgrade_engine()
     assert versions(newer) == ["release-b2000", "release-b2001"]
     assert await older.client.get_version() == "b2000"
@@ -141,6 +141,6 @@ async def test_software_deleted_while_it_runs_is_reported(serve: Serve, mirror: 
 @pytest.mark.promise("U5")
 async def test_installation_is_not_used_by_other_engines(serve: Serve, mirror: Mirror) -> None:
     running = await installed(serve, mirror)
-    other = OpenVinoSoftware(OpenVinoOptions(backend="release"), running.engine._data, {"PATH": "/nothing"})
+    other = OpenVinoSoftware(OpenVinoOptions(backend="release"), running.engine.data, {"PATH": "/nothing"})
     assert not other.check().installed
     assert other.check().detail == "OpenVINO is not installed"

@@ -62,14 +62,14 @@ async def test_calls_before_the_start_name_the_next_step(serve: Serve) -> None:
 @pytest.mark.promise("P4")
 async def test_concurrent_starts_share_one_start(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve(start=False)
-    probe = running.engine._software.probe
+    probe = running.engine.software.probe
     probes = []
 
     async def counted(backend: Any) -> Any:
         probes.append(backend)
         return await probe(backend)
 
-    monkeypatch.setattr(running.engine._software, "probe", counted)
+    monkeypatch.setattr(running.engine.software, "probe", counted)
     modes = ("", "auto", "daemon", "standard")
     await asyncio.gather(*(running.client.start_engine(modes[number % 4]) for number in range(20)))
     assert len(probes) == 1
@@ -108,7 +108,7 @@ async def test_concurrent_starts_and_stops_end_in_a_valid_state(serve: Serve) ->
         await asyncio.gather(*steps, return_exceptions=True)
         await client.start_engine()
         assert (await client.invoke("chat", HELLO))["choices"]
-        assert running.engine._sockets is None or running.engine._sockets.is_dir()
+        assert running.engine.sockets is None or running.engine.sockets.is_dir()
 
 
 @pytest.mark.promise("P5")
@@ -117,7 +117,7 @@ async def test_stop_ends_streams_with_the_reason(serve: Serve) -> None:
     async with running.client.stream("generate", ENDLESS_REQUEST) as chunks:
         await anext(chunks)
         asking = asyncio.create_task(running.client.invoke("generate", ENDLESS_REQUEST))
-        await eventually(lambda: running.engine._pool.users(ENDLESS.stem) == 2)
+        await eventually(lambda: running.engine.pool.users(ENDLESS.stem) == 2)
         await running.client.stop_engine()
         with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
             async for _ in chunks:
@@ -142,7 +142,7 @@ async def test_stop_aborts_a_load(serve: Serve) -> None:
 async def test_stop_aborts_a_start(serve: Serve) -> None:
     running = await serve(start=False)
     starting = asyncio.create_task(running.client.start_engine())
-    await eventually(lambda: running.engine._starting._task is not None)
+    await eventually(lambda: running.engine.starting.running)
     await running.client.stop_engine()
     with suppress(UnavailableError):  # "interrupted by a stop", unless the start was quicker
         await starting
@@ -152,8 +152,8 @@ async def test_stop_aborts_a_start(serve: Serve) -> None:
 
 async def test_mode_gpu_without_a_gpu_is_rejected(serve: Serve) -> None:
     running = await serve(start=False)
-    backend = running.engine._software.find()
-    devices = (await running.engine._software.probe(backend))["devices"]
+    backend = running.engine.software.find()
+    devices = (await running.engine.software.probe(backend))["devices"]
     if any(device["type"] != "CPU" for device in devices):
         await running.client.start_engine("gpu")
         return
@@ -169,7 +169,7 @@ async def test_mode_gpu_without_a_gpu_is_rejected(serve: Serve) -> None:
 async def test_socket_directory_is_private_and_removed(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat-gguf")
-    folder = running.engine._sockets
+    folder = running.engine.sockets
     assert folder is not None
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(list(folder.glob("*.sock"))) == 1
@@ -185,7 +185,7 @@ async def test_key_is_in_no_argv_or_environment(serve: Serve) -> None:
     environ = {"LLAMA_ARG_CTX_SIZE": "99", "LLAMA_API_KEY": "foreign"}
     running = await serve(environ=environ)
     await running.client.load_model("tiny-chat-gguf")
-    key = running.server("tiny-chat-gguf")._key
+    key = running.server("tiny-chat-gguf").key
     [process] = running.servers()
     assert process.pid == await running.engine_pid("tiny-chat-gguf")
     variables = process.environ()
@@ -199,18 +199,13 @@ async def test_key_is_in_no_argv_or_environment(serve: Serve) -> None:
 async def test_tcp_requires_the_key(serve: Serve) -> None:
     running = await serve(transport="tcp")
     await running.client.load_model("tiny-chat-gguf")
-    client = running.server("tiny-chat-gguf")._client
-    assert client is not None
-    address = client._address
-    assert isinstance(address, tuple)
-    assert address[0] == "127.0.0.1"
     listening = [
-        connection.laddr.ip
+        connection.laddr
         for connection in psutil.Process(await running.engine_pid("tiny-chat-gguf")).net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert listening == ["127.0.0.1"]
-    stranger = Http1Client(address)
+    assert [address.ip for address in listening] == ["127.0.0.1"]
+    stranger = Http1Client((listening[0].ip, listening[0].port))
     try:
         body = json.dumps({"prompt": "a"}).encode()
         for path in ("/v1/completions", "/slots", "/props"):
@@ -265,9 +260,9 @@ async def test_records_exist_while_their_processes_run(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat-gguf")
     pid = await running.engine_pid("tiny-chat-gguf")
-    assert [path.name.partition("-")[0] for path in running.engine._records.folder.glob("*.json")] == [str(pid)]
+    assert [path.name.partition("-")[0] for path in running.engine.records.folder.glob("*.json")] == [str(pid)]
     await running.client.unload_model("tiny-chat-gguf")
-    assert list(running.engine._records.folder.glob("*.json")) == []
+    assert list(running.engine.records.folder.glob("*.json")) == []
 
 
 async def launched(scratch: Path, pulled: Path) -> PluginClient:

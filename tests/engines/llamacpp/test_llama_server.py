@@ -52,16 +52,16 @@ async def test_each_service_is_answered(serve: Serve, llama_server: Path, transp
     [process] = psutil.Process(await running.engine_pid("tiny-chat-gguf")).children()  # of the guard
     assert str(llama_server) in process.cmdline()
     assert process.children() == []
-    key = running.server("tiny-chat-gguf")._key
+    key = running.server("tiny-chat-gguf").key
     assert key not in " ".join([*process.cmdline(), *process.environ().values()])
-    left = [*running.engine._data.rglob("*.key"), *(running.engine._sockets or scratch_of(running)).rglob("*.key")]
+    left = [*running.engine.data.rglob("*.key"), *(running.engine.sockets or scratch_of(running)).rglob("*.key")]
     assert left == []
     await client.stop_engine()
     assert running.processes() == []
 
 
 def scratch_of(running: Any) -> Path:
-    data: Path = running.engine._data
+    data: Path = running.engine.data
     return data
 
 
@@ -108,7 +108,7 @@ async def test_program_that_fails_is_reported_with_the_reason(serve: Serve, scra
 @pytest.mark.promise("P10")
 async def test_failed_load_leaves_no_key_file(serve: Serve, llama_server: Path) -> None:
     running = await serve(backend="llama-server", llama_server=str(llama_server), transport="tcp")
-    model = running.engine._store.root / "tiny-random.gguf"
+    model = running.engine.store.root / "tiny-random.gguf"
     times = model.stat()
     model.write_bytes(b"GGUF" + b"\xff" * (times.st_size - 4))
     import os
@@ -116,7 +116,7 @@ async def test_failed_load_leaves_no_key_file(serve: Serve, llama_server: Path) 
     os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(UnavailableError, match="ended during its start: exit code 1"):
         await running.client.load_model("tiny-random")
-    assert list(running.engine._data.rglob("*.key")) == []
+    assert list(running.engine.data.rglob("*.key")) == []
     assert running.processes() == []
 
 

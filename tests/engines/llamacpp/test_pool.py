@@ -125,7 +125,7 @@ async def test_full_queue_rejects_calls(serve: Serve) -> None:
     async with running.client.stream("generate", endless) as chunks:
         await anext(chunks)
         waiting = asyncio.create_task(running.client.invoke("generate", {**endless, "max_tokens": 1}))
-        await eventually(lambda: len(running.server(model).admission._waiting) == 1)
+        await eventually(lambda: running.server(model).admission.waiting == 1)
         with pytest.raises(UnavailableError, match=r"the model is busy: 1 requests wait already \(engine.max_queue"):
             await running.client.invoke("generate", endless)
         async with running.client.stream("generate", endless) as refused:
@@ -181,7 +181,7 @@ async def test_unload_waits_for_requests(serve: Serve) -> None:
 async def test_loading_model_is_not_listed_as_running(serve: Serve) -> None:
     running = await serve()
     loading = asyncio.create_task(running.client.load_model("tiny-chat-gguf"))
-    await eventually(lambda: "tiny-chat-gguf" in running.engine._pool._entries)
+    await eventually(lambda: bool(running.engine.pool.all_servers()))
     assert await running.loaded() == []
     assert (await running.client.health_check()).startswith("ready")
     await loading
@@ -197,7 +197,7 @@ async def test_models_are_deleted(serve: Serve) -> None:
         await anext(chunks)
         with pytest.raises(PreconditionError, match=f"^model: {model} is answering 1 requests"):
             await client.delete_model(model)
-    await eventually(lambda: running.engine._pool.users(model) == 0)
+    await eventually(lambda: running.engine.pool.users(model) == 0)
     assert await running.loaded() == [model]
     await client.delete_model(model)
     assert await running.loaded() == []
@@ -205,7 +205,7 @@ async def test_models_are_deleted(serve: Serve) -> None:
     assert running.processes() == []
     with pytest.raises(NotFoundError, match=r"^model: no model is called"):
         await client.delete_model(model)
-    half = running.engine._data / "models" / ".partial" / f"{model}.part"
+    half = running.engine.data / "models" / ".partial" / f"{model}.part"
     half.write_bytes(b"GGUF")
     await client.delete_model(model)
     assert not half.exists(), "the remains of an unfinished pull are deleted too"
@@ -275,15 +275,15 @@ async def test_damaged_file_is_rejected(serve: Serve, scratch: Path, how: str) -
     with pytest.raises(EnginePluginError, match=r"broken.*(not a|empty|truncated|0 bytes)"):
         await running.client.pull_model(str(broken))
     assert [entry["name"] for entry in await running.client.list_models()] == before
-    assert [path.stem for path in running.engine._store.root.glob("*.gguf")] == [ENDLESS.stem]
-    assert [path for path in (running.engine._store.root / ".partial").glob("*") if path.stat().st_size] == []
+    assert [path.stem for path in running.engine.store.root.glob("*.gguf")] == [ENDLESS.stem]
+    assert [path for path in (running.engine.store.root / ".partial").glob("*") if path.stat().st_size] == []
 
 
 @pytest.mark.promise("S12")
 async def test_model_damaged_after_the_pull_fails_with_llama_cpps_reason(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
-    stored = running.engine._store.root / f"{model}.gguf"
+    stored = running.engine.store.root / f"{model}.gguf"
     info = stored.stat()
     data = bytearray(stored.read_bytes())
     cut = len(data) // 2

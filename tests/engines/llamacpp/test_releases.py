@@ -43,7 +43,7 @@ PICKY = SHIM.replace(
 
 
 def origin(running: RunningPlugin) -> str:
-    backend = running.engine._backend
+    backend = running.engine.backend
     assert backend is not None
     return backend.version
 
@@ -77,7 +77,7 @@ async def test_installed_release_answers(serve: Serve, mirror: Mirror, caplog: p
     assert "nothing to upgrade" in await running.client.upgrade_engine()
     assert len(mirror.fetched()) == 2
     elsewhere = mirror.server.url("/another")
-    again = await serve(start=False, data=running.engine._data, backend="release", version="b2000", mirror=elsewhere)
+    again = await serve(start=False, data=running.engine.data, backend="release", version="b2000", mirror=elsewhere)
     assert "nothing to upgrade" in await again.client.upgrade_engine(), "it is the same release from another place"
 
 
@@ -115,11 +115,11 @@ async def test_two_plugins_install_once(serve: Serve, mirror: Mirror) -> None:
     script = Script(stall_after=1000)
     mirror.server.scripts.append(script)
     first = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    second = await serve(start=False, data=first.engine._data, backend="release", version="b2000", mirror=mirror.url)
+    second = await serve(start=False, data=first.engine.data, backend="release", version="b2000", mirror=mirror.url)
     installing = [asyncio.create_task(first.client.install_engine())]
     await eventually(lambda: bool(mirror.fetched()))
     installing += [asyncio.create_task(plugin.client.install_engine()) for plugin in (first, second, second)]
-    await eventually(lambda: second.engine._installing._task is not None)
+    await eventually(lambda: second.engine.installing.running)
     script.go.set()
     assert len(set(await asyncio.gather(*installing))) == 1
     assert len(mirror.fetched()) == 1
@@ -156,7 +156,7 @@ async def test_running_request_ends_before_the_engine_is_replaced(serve: Serve, 
 async def test_stopped_engine_is_upgraded_and_stays_stopped(serve: Serve, mirror: Mirror) -> None:
     running = await upgradable(serve, mirror)
     assert (await running.client.upgrade_engine()).endswith("version b2001")
-    assert running.engine._backend is None
+    assert running.engine.backend is None
     assert running.processes() == []
     with pytest.raises(EnginePluginError, match="the engine is not running"):
         await running.client.invoke("chat", HELLO)
@@ -194,20 +194,20 @@ async def test_engine_stopped_during_an_upgrade_stays_stopped(
     running = await upgradable(serve, mirror)
     await running.client.start_engine()
     await running.client.load_model("tiny-random")
-    drain, draining, go_on = running.engine._pool.drain, asyncio.Event(), asyncio.Event()
+    drain, draining, go_on = running.engine.pool.drain, asyncio.Event(), asyncio.Event()
 
     async def slow_drain() -> None:
         draining.set()
         await go_on.wait()
         await drain()
 
-    monkeypatch.setattr(running.engine._pool, "drain", slow_drain)
+    monkeypatch.setattr(running.engine.pool, "drain", slow_drain)
     upgrading = asyncio.create_task(running.client.upgrade_engine())
     await draining.wait()
     await running.client.stop_engine()
     go_on.set()
     assert (await upgrading).endswith("version b2001")
-    assert running.engine._backend is None
+    assert running.engine.backend is None
     assert running.processes() == []
 
 
@@ -254,7 +254,7 @@ async def test_archive_without_llama_server_is_rejected(serve: Serve, scratch: P
 
 async def test_offline_installation_reports_where_to_put_the_archive(serve: Serve) -> None:
     running = await serve(backend="release", offline=True, start=False)
-    tag = running.engine._software.wanted_version
+    tag = running.engine.software.wanted_version
     with pytest.raises(EnginePluginError) as caught:
         await running.client.install_engine()
     assert f"https://github.com/ggml-org/llama.cpp/releases/download/{tag}/llama-{tag}-bin-" in str(caught.value)

@@ -65,14 +65,14 @@ async def test_existing_software_is_not_installed_again(serve: Serve, monkeypatc
     assert "xllamacpp beside engine-plugin" in await running.client.install_engine()
     assert "nothing to upgrade" in await running.client.upgrade_engine()
     assert runs == []
-    assert not running.engine._software.folder.exists()
+    assert not running.engine.software.folder.exists()
 
 
 async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice in one process: the first must have released its lock."""
     fake_pip(monkeypatch)
     running = await serve(start=False)
-    folder = running.engine._software.folder
+    folder = running.engine.software.folder
     async with asyncio.timeout(LIMIT):
         assert "version 9.1" in await running.client.install_engine(cover=True)
         assert "version 9.2" in await running.client.install_engine(cover=True)
@@ -89,12 +89,12 @@ async def test_failed_installation_changes_nothing(serve: Serve, monkeypatch: py
     fake_pip(monkeypatch)
     running = await serve(start=False)
     await running.client.install_engine(cover=True)
-    before = snapshot(running.engine._software.folder)
+    before = snapshot(running.engine.software.folder)
     fake_pip(monkeypatch, fail=fail)
     with pytest.raises(EnginePluginError, match=r"pip failed|installation was not changed: .* no libgomp") as it:
         await running.client.install_engine(cover=True)
     assert it.value.code == 500
-    assert snapshot(running.engine._software.folder) == before
+    assert snapshot(running.engine.software.folder) == before
     assert await running.client.get_version() == "9.1"
 
 
@@ -103,13 +103,13 @@ async def test_concurrent_installations_share_one(serve: Serve, monkeypatch: pyt
     gate = asyncio.Event()
     runs = fake_pip(monkeypatch, pause=gate)
     running = await serve(start=False)
-    joined, join = [], running.engine._installing.run
+    joined, join = [], running.engine.installing.run
 
     async def joining(work: Callable[[], Coroutine[Any, Any, str]]) -> str:
         joined.append(work)
         return await join(work)
 
-    monkeypatch.setattr(running.engine._installing, "run", joining)
+    monkeypatch.setattr(running.engine.installing, "run", joining)
     calls = [asyncio.create_task(running.client.install_engine(cover=True)) for _ in range(5)]
     await eventually(lambda: len(runs) == 1 and len(joined) == 5)
     abandoned = calls.pop()
@@ -124,11 +124,11 @@ async def test_concurrent_installations_share_one(serve: Serve, monkeypatch: pyt
 async def test_installation_waits_for_that_of_another_process(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = fake_pip(monkeypatch)
     running = await serve(start=False)
-    folder = running.engine._software.folder
+    folder = running.engine.software.folder
     folder.mkdir(parents=True)
     with FileLock(folder / "install.lock"):
         installing = asyncio.create_task(running.client.install_engine(cover=True))
-        await eventually(lambda: running.engine._installing._task is not None)
+        await eventually(lambda: running.engine.installing.running)
         await running.client.check_engine()
         assert runs == []
     await installing
@@ -155,8 +155,8 @@ async def test_running_engine_changes_to_the_installed_version(serve: Serve, mon
     fake_pip(monkeypatch)
     await running.client.install_engine(cover=True)
     assert await running.loaded() == ["tiny-chat-gguf"]
-    assert running.engine._backend is not None
-    assert running.engine._backend.version == "9.1"
+    assert running.engine.backend is not None
+    assert running.engine.backend.version == "9.1"
     # The fake package contains no module, so the one beside the plugin answers.
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
@@ -174,15 +174,15 @@ async def test_missing_software_is_reported(serve: Serve, monkeypatch: pytest.Mo
 
 
 async def pip_refuses(running: RunningPlugin) -> None:
-    before = snapshot(running.engine._software.folder)
+    before = snapshot(running.engine.software.folder)
     with pytest.raises(EnginePluginError, match=r"pip failed: .*0\.0\.0-nope.*Check the network"):
         await running.client.install_engine(cover=True)
-    assert snapshot(running.engine._software.folder) == before
+    assert snapshot(running.engine.software.folder) == before
 
 
 async def test_error_of_pip_is_reported(serve: Serve) -> None:
     running = await serve(start=False, version="0.0.0-nope")
-    running.engine._software.folder.mkdir(parents=True)
+    running.engine.software.folder.mkdir(parents=True)
     await pip_refuses(running)
     assert await running.client.check_engine()
 
@@ -192,9 +192,9 @@ async def test_real_installation_answers(serve: Serve, scratch: Path) -> None:
     """With pip, from the registry, by hash; then chat uses only this installation."""
     running = await serve(start=False)
     said = await running.client.install_engine(cover=True, timeout=patience(60))
-    folder = running.engine._software.folder
+    folder = running.engine.software.folder
     assert f"xllamacpp in {folder}" in said
-    assert await running.client.get_version() == running.engine._software.wanted_version
+    assert await running.client.get_version() == running.engine.software.wanted_version
     before = snapshot(folder)
     assert "nothing to upgrade" in await running.client.upgrade_engine()
     assert snapshot(folder) == before
@@ -203,6 +203,6 @@ async def test_real_installation_answers(serve: Serve, scratch: Path) -> None:
     [process] = running.servers()
     if sys.platform == "linux":
         assert str(folder) in "".join(mapped.path for mapped in process.memory_maps())
-    again = await serve(start=False, data=running.engine._data, version="0.0.0-nope")
+    again = await serve(start=False, data=running.engine.data, version="0.0.0-nope")
     await pip_refuses(again)
     assert (await running.client.invoke("chat", HELLO))["choices"]

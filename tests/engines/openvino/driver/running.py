@@ -79,7 +79,7 @@ class RunningEngine:
     @property
     def server(self) -> OpenVinoServer:
         """The one that runs."""
-        server = self.engine._server
+        server = self.engine.server
         assert server is not None
         return server
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import sys
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from engine_plugin.engines.openvino import command
-from engine_plugin.engines.openvino.loaded_models import lock_of
+from engine_plugin.engines.openvino import server as server_module
+from engine_plugin.engines.openvino.graphs import lock_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.system.files import in_thread
 from tests.engines.llamacpp.running import eventually
@@ -112,8 +111,8 @@ async def test_start_restarts_what_has_failed(serve: Serve) -> None:
     await eventually(lambda: running.server.failed)
     await running.client.start_engine()
     assert await running.client.health_check() == "ready: 1 models loaded"
-    assert running.engine._sockets is not None
-    shutil.rmtree(running.engine._sockets)
+    assert running.engine.sockets is not None
+    shutil.rmtree(running.engine.sockets)
     assert "was removed" in await dead()
     await running.client.start_engine()
     assert (await running.client.invoke("chat", COUNT))["choices"]
@@ -180,7 +179,7 @@ async def test_queued_requests_continue_on_the_next_server(serve: Serve) -> None
     running = await serve(parallel=1, drain_timeout=0.2)
     async with drawing(running) as picture:
         waiting = asyncio.create_task(running.client.invoke("text-to-image", ONE_STEP))
-        await eventually(lambda: running.engine._pool.users("tiny-image") == 2)
+        await eventually(lambda: running.engine.pool.users("tiny-image") == 2)
         await running.client.start_engine("cpu")
         with pytest.raises(UnavailableError):
             await picture
@@ -207,8 +206,8 @@ async def test_missing_device_of_plugin_yaml_is_reported(serve: Serve) -> None:
 async def test_failed_start_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve(start=False)
     with monkeypatch.context() as broken:
-        broken.setattr(command, "server_command", lambda: [sys.executable, "-c", "raise SystemExit('no luck')"])
-        with pytest.raises(EnginePluginError, match="no luck"):
+        broken.setattr(server_module, "SERVER_MODULE", "absent_server")
+        with pytest.raises(EnginePluginError, match="No module named absent_server"):
             await running.client.start_engine()
     assert running.processes() == []
     assert list((running.engine.manifest.data_dir / "served").iterdir()) == []
@@ -232,7 +231,7 @@ def holding(folder: Path, text: bytes) -> list[Path]:
 async def test_key_is_in_no_argv_environment_or_file(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat")
-    key = running.server._key
+    key = running.server.key
     assert key
     for process in running.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -253,7 +252,7 @@ async def test_leftovers_of_a_killed_plugin_are_removed(serve: Serve) -> None:
     lock_of(stale).acquire(timeout=0).lock.release()
     with lock_of(living).acquire(timeout=0):
         await running.client.start_engine()
-        mine = running.server.loaded.folder
+        mine = running.server.served.folder
         assert set(folder.iterdir()) == {living, living.with_suffix(".lock"), mine, mine.with_suffix(".lock")}
     await running.client.stop_engine()
     assert set(folder.iterdir()) <= {living, living.with_suffix(".lock")}

@@ -77,7 +77,7 @@ def writing(
 
 def served(running: RunningEngine) -> list[str]:
     """What config.json names."""
-    shape = json.loads(running.server.loaded.config.read_text())
+    shape = json.loads(running.server.served.config.read_text())
     return sorted(entry["name"] for entry in shape["models"])
 
 
@@ -147,7 +147,7 @@ async def test_deleted_model_is_unloaded(serve: Serve) -> None:
     async with writing(running, model="owner/mine"):
         with pytest.raises(PreconditionError, match="owner/mine is answering 1 requests"):
             await running.client.delete_model("owner/mine")
-    await eventually(lambda: running.engine._pool.users("owner/mine") == 0)
+    await eventually(lambda: running.engine.pool.users("owner/mine") == 0)
     assert await running.loaded() == served(running) == ["owner/mine"]
     await running.client.delete_model("owner/mine")
     assert await running.loaded() == served(running) == running.workers() == []
@@ -185,7 +185,7 @@ async def test_cancelled_call_stops_the_computation(serve: Serve) -> None:
 
     async def stopped() -> None:
         """The worker takes little more of the processor's time, and answers the next call."""
-        await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
+        await eventually(lambda: running.engine.pool.users("tiny-image") == 0)
         before = spent(worker)
         await still(worker)
         assert spent(worker) - before < MUCH
@@ -193,7 +193,7 @@ async def test_cancelled_call_stops_the_computation(serve: Serve) -> None:
             await running.client.invoke("text-to-image", ONE_STEP)
 
     async with drawing(running, **asked):
-        assert running.engine._pool.users("tiny-image") == 1
+        assert running.engine.pool.users("tiny-image") == 1
         [worker] = running.workers()
     await stopped()
     before = spent(worker)
@@ -215,7 +215,7 @@ async def test_calls_before_a_start_are_rejected(serve: Serve) -> None:
 
 async def test_load_fails_after_the_load_limit(serve: Serve) -> None:
     running = await serve()
-    running.server.loaded._load_limit = 0.05
+    running.server.load_limit = 0.05
     with pytest.raises(UnavailableError, match=r"tiny-image was not loaded in 0.05 s. Raise engine.start_limit"):
         await running.client.load_model("tiny-image")
     assert await running.loaded() == served(running) == running.workers() == []
