@@ -25,7 +25,6 @@ Options = TypeVar("Options")
 
 Kind: TypeAlias = "type[Any] | Table"
 
-_TEXTS = tuple[str, ...]
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -86,43 +85,31 @@ def _problems(kind: Kind, given: Mapping[str, Any], place: KeyPath, manifest: Ma
             near = difflib.get_close_matches(str(name), keys, n=1)
             fix = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(keys)}."
             yield manifest.problem(here, f"{_shown(here)} is not an option of this engine", fix)
-        elif inner := _listed(key.hint):
-            yield from _list_problems(inner, value, here, manifest)
-        elif inner := _section(key.hint):
-            yield from _section_problems(inner, value, here, manifest)
-        elif key.hint == _TEXTS:
-            yield from _text_problems(key.metadata, value, here, manifest)
-        elif complaint := _complaint(key.hint, key.metadata, value):
-            yield manifest.problem(here, f"{_shown(here)} is {value!r}", f"It must be {complaint}.")
+        else:
+            yield from _value_problems(key.hint, key.metadata, value, here, manifest)
     for name, key in keys.items():
         if key.default is dataclasses.MISSING and name not in given:
             what = f"{_shown((*place, name))} is missing"
             yield manifest.problem(place, what, f"Give it {_NAMES[_kinds(key.hint)[0]]}.")
 
 
-def _list_problems(kind: Kind, value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
-    if not isinstance(value, list):
-        yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a list of mappings.")
+def _value_problems(
+    hint: Any, metadata: Mapping[str, Any], value: Any, place: KeyPath, manifest: Manifest
+) -> Iterator[Problem]:
+    entry, kind = _listed(hint), _section(hint)
+    if entry is not None and isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _value_problems(entry, metadata, one, (*place, index), manifest)
         return
-    for index, entry in enumerate(value):
-        yield from _section_problems(kind, entry, (*place, index), manifest)
-
-
-def _section_problems(kind: Kind, value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
-    if isinstance(value, dict):
+    if kind is not None and isinstance(value, dict):
         yield from _problems(kind, value, place, manifest)
-    else:
-        yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a mapping.")
-
-
-def _text_problems(metadata: Mapping[str, Any], value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
-    if not isinstance(value, list):
-        yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a list of texts.")
         return
-    for index, entry in enumerate(value):
-        if complaint := _complaint(str, metadata, entry):
-            here = (*place, index)
-            yield manifest.problem(here, f"{_shown(here)} is {entry!r}", f"It must be {complaint}.")
+    if entry is not None:
+        complaint = f"a list of {'texts' if entry is str else 'mappings'}"
+    else:
+        complaint = "a mapping" if kind is not None else _complaint(hint, metadata, value)
+    if complaint:
+        yield manifest.problem(place, f"{_shown(place)} is {value!r}", f"It must be {complaint}.")
 
 
 def _shown(place: KeyPath) -> str:
@@ -131,19 +118,18 @@ def _shown(place: KeyPath) -> str:
     return "".join(steps).removeprefix(".")
 
 
-def _listed(hint: Any) -> Kind | None:
-    """The dataclass of a `tuple[Other, ...]`, or the table of a list."""
+def _listed(hint: Any) -> Any:
+    """The hint of the entries of a list; None for no list."""
     if isinstance(hint, list):
-        return hint[0]  # type: ignore[no-any-return]  # see Key
-    return _section(get_args(hint)[0]) if get_origin(hint) is tuple else None
+        return hint[0]
+    return get_args(hint)[0] if get_origin(hint) is tuple else None
 
 
 def _section(hint: Any) -> Kind | None:
     """A table, or the dataclass of a field that is one, or one and None."""
     if isinstance(hint, Mapping):
         return hint
-    found = next((kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)), None)
-    return found if isinstance(found, type) else None
+    return next((kind for kind in _kinds(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
 
 
 def _kinds(hint: Any) -> tuple[type[Any], ...]:
@@ -174,16 +160,13 @@ def _complaint(hint: Any, metadata: Mapping[str, Any], value: Any) -> str:
 
 def _misfit(metadata: Mapping[str, Any], value: str) -> str:
     pattern, valid = metadata.get("pattern"), metadata.get("valid")
-    if not value:
-        return ""
-    if pattern and not re.fullmatch(pattern, value):
-        return str(metadata["form"])
-    if valid:
-        try:
+    try:
+        if value and valid:
             valid(value)
-        except ValueError:
-            return str(metadata["form"])
-    return ""
+        fits = not value or not pattern or bool(re.fullmatch(pattern, value))
+    except ValueError:
+        fits = False
+    return "" if fits else str(metadata["form"])
 
 
 def read_options(cls: type[Options], manifest: Manifest) -> Options:
@@ -206,10 +189,7 @@ def _made(kind: Kind, given: Mapping[str, Any]) -> Any:
 
 
 def _read(hint: Any, value: Any) -> Any:
-    if hint == _TEXTS:
-        return tuple(value)
-    if inner := _listed(hint):
-        return tuple(_made(inner, entry) for entry in value)
-    if inner := _section(hint):
-        return _made(inner, value)
-    return value
+    if (entry := _listed(hint)) is not None:
+        return tuple(_read(entry, one) for one in value)
+    kind = _section(hint)
+    return value if kind is None else _made(kind, value)
