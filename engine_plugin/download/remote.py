@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.download.partial import is_header_value
-from engine_plugin.download.source import without_secrets
+from engine_plugin.download.source import LOOPBACK, without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _LONGEST_WAIT = 366 * 86400.0
 """Seconds; the bound of a Retry-After."""
 _HEX64 = re.compile(r'"?([0-9a-fA-F]{64})"?')
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +236,7 @@ def _authorization(source: HttpSource, *, insecure: bool) -> dict[str, str]:
     import httpx
 
     url = httpx.URL(source.url)
-    if url.scheme == "http" and url.host not in _LOOPBACK and not insecure:
+    if url.scheme == "http" and url.host not in LOOPBACK and not insecure:
         raise InvalidRequestError.at(
             "source", "credentials would cross the network unprotected; use https, or set insecure to allow it."
         )

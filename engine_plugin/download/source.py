@@ -8,7 +8,10 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from engine_plugin.redaction import entered
 
-__all__ = ["HttpSource", "file_path", "without_secrets"]
+__all__ = ["LOOPBACK", "HttpSource", "file_path", "without_secrets"]
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""The hosts to which credentials may be sent over plain http."""
 
 
 def without_secrets(url: str) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from engine_plugin.download.events import Status
 from engine_plugin.download.remote import DroppedError, FetchPolicy, http_client, open_url
-from engine_plugin.download.source import HttpSource, without_secrets
+from engine_plugin.download.source import LOOPBACK, HttpSource, without_secrets
 from engine_plugin.errors import (
     AuthError,
     DownloadError,
@@ -59,7 +59,6 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_+(\[=-](?:[A-Za-z0-9 _+()\[\]=.,@&~-]{0,198}[
 _MOST_FILES = 10_000
 _LARGEST = 2**63
 """Bytes; every file is smaller."""
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 T = TypeVar("T")
 
@@ -112,6 +111,12 @@ class Hub(ABC):
     default_endpoint: str
     pages: tuple[str, ...]
     """The hosts of its web pages, besides the endpoint's."""
+    list_path: str
+    """The path of the list of a repository's files, below the endpoint."""
+    file_path: str
+    """The path of a file, below the endpoint."""
+    offline_variables: tuple[str, ...] = ()
+    """The environment variables that forbid its use; the first that is not empty counts."""
 
     def __init__(self, environ: Mapping[str, str], policy: FetchPolicy) -> None:
         """Read endpoint and token from the environment. No I/O."""
@@ -122,8 +127,15 @@ class Hub(ABC):
         self._environ = environ
         self._token = entered(environ.get(self.token_variable, ""))
 
-    def refuse(self) -> None:  # noqa: B027  # most hubs have no such variable
+    def refuse(self) -> None:
         """Raise PreconditionError if the environment forbids the use of the hub."""
+        variable = next((name for name in self.offline_variables if self._environ.get(name)), "")
+        value = self._environ.get(variable, "").strip()
+        if value.upper() in _TRUE:
+            raise PreconditionError(
+                f"{variable}={value} is set in the environment of the plugin: nothing is pulled from {self.title}. "
+                "Unset it and start the plugin again, or pull from a path."
+            )
 
     async def listing(
         self, source: RepositorySource, publish: Callable[[PullEvent], None], *, insecure: bool
@@ -132,7 +144,7 @@ class Hub(ABC):
 
         Raises DownloadError, AuthError, NotFoundError, InvalidRequestError.
         """
-        where = HttpSource(self._list_url(source), token=source.token)
+        where = self._place(self.list_path, source)
         client = await in_thread(http_client, self.policy, insecure=insecure)
         async with client:
             answer = await patiently(
@@ -151,10 +163,6 @@ class Hub(ABC):
             raise DownloadError(self._no_list(source, type(error).__name__)) from error
         return listing
 
-    @abstractmethod
-    def _list_url(self, source: RepositorySource, /) -> str:
-        """The URL of the list of a repository's files."""
-
     def _check(self, response: httpx.Response, source: RepositorySource) -> None:  # noqa: B027  # the status says all
         """Raise the error for a refusal, where this hub gives more than the status."""
 
@@ -167,22 +175,16 @@ class Hub(ABC):
     ) -> Any:
         """The JSON of an answer, bounded in bytes and time. Raises DroppedError where another attempt may succeed."""
         bound = self.policy.connect_s + 2 * self.policy.stall_s
+        headers, settings = {"Accept": "application/json"}, f"the network, {self.endpoint_variable}, HTTPS_PROXY"
+        body = bytearray()
         try:
             async with (
                 asyncio.timeout(bound),
-                open_url(
-                    client,
-                    where,
-                    {"Accept": "application/json"},
-                    policy=self.policy,
-                    insecure=insecure,
-                    settings=f"the network, {self.endpoint_variable}, HTTPS_PROXY",
-                ) as answer,
+                open_url(client, where, headers, policy=self.policy, insecure=insecure, settings=settings) as answer,
             ):
                 if answer.response.status_code != 200:
                     self._check(answer.response, source)
                 answer.check_status()
-                body = bytearray()
                 async for chunk in answer.response.aiter_raw():
                     body += chunk
                     if len(body) > LARGEST_JSON:
@@ -210,10 +212,6 @@ class Hub(ABC):
         except ValueError:
             return ""
 
-    @abstractmethod
-    def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
-        """The URL of a file."""
-
     def source(self, repository: str, revision: str, token: str, where: str, *, insecure: bool) -> RepositorySource:
         """A repository of this hub; `token` "" means that of the environment.
 
@@ -236,7 +234,7 @@ class Hub(ABC):
         if not token.isascii() or not token.isprintable():
             raise InvalidRequestError.at("password", f"not a valid access token of {self.title}.")
         parts = urlsplit(self.endpoint)
-        if token and parts.scheme == "http" and parts.hostname not in _LOOPBACK and not insecure:
+        if token and parts.scheme == "http" and parts.hostname not in LOOPBACK and not insecure:
             raise InvalidRequestError.at(
                 where,
                 f"the token would cross the network unprotected; give {self.endpoint_variable} an https "
@@ -253,42 +251,34 @@ class Hub(ABC):
         if parts.scheme not in {"http", "https"} or parts.netloc.rpartition("@")[2] not in {*self.pages, own}:
             return None
         segments = [unquote(segment) for segment in parts.path.split("/") if segment]
-        return self._page(segments)
-
-    def _page(self, segments: list[str]) -> tuple[str, str]:
+        if segments[:1] == ["models"]:
+            del segments[0]  # on ModelScope's pages
         revision = segments[3] if len(segments) > 3 and segments[2] == "tree" else ""
         return "/".join(segments[:2]), revision
 
     def file_source(self, source: RepositorySource, commit: str, path: str) -> HttpSource:
         """The source of a file, for a download."""
-        return HttpSource(self.file_url(source, commit, quote(path)), token=source.token)
+        return self._place(self.file_path, source, commit=quote(commit, safe=""), path=quote(path))
+
+    def _place(self, form: str, source: RepositorySource, **parts: str) -> HttpSource:
+        revision = quote(source.revision, safe="")
+        path = form.format(repository=source.repository, revision=revision, **parts)
+        return HttpSource(f"{self.endpoint}{path}", token=source.token)
 
 
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 """The values that mean true to huggingface_hub, in any case."""
-_PAGES = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
 def refuse_offline(environ: Mapping[str, str], url: str = "") -> None:
-    """Raise PreconditionError if the environment forbids the use of Hugging Face and `url` ("" for any) is there.
-
-    The first of HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE that is not empty counts, as in huggingface_hub.
-    """
-    variable = next((name for name in _OFFLINE if environ.get(name)), "")
-    if not variable or environ[variable].strip().upper() not in _TRUE:
-        return
-    mirror = HuggingFace(environ, FetchPolicy()).host
-    if url and urlsplit(url).hostname not in {*_PAGES, mirror}:
-        return
-    raise PreconditionError(
-        f"{variable}={environ[variable].strip()} is set in the environment of the plugin: nothing is pulled from "
-        "Hugging Face. Unset it and start the plugin again, or pull from a path."
-    )
+    """Raise PreconditionError if the environment forbids the use of Hugging Face and `url` ("" for any) is there."""
+    hub = HuggingFace(environ, FetchPolicy())
+    if not url or urlsplit(url).hostname in {*hub.pages, hub.host}:
+        hub.refuse()
 
 
 class HuggingFace(Hub):
-    """huggingface.co, or the mirror that HF_ENDPOINT names."""
+    """huggingface.co, or the mirror that HF_ENDPOINT names. Files are requested by commit: a branch may change."""
 
     key = "hf"
     title = "Hugging Face"
@@ -296,18 +286,10 @@ class HuggingFace(Hub):
     endpoint_variable = "HF_ENDPOINT"
     token_variable = "HF_TOKEN"  # noqa: S105  # a variable's name
     default_endpoint = "https://huggingface.co"
-    pages = _PAGES
-
-    def refuse(self) -> None:
-        """As `refuse_offline`."""
-        refuse_offline(self._environ)
-
-    def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
-        """By the commit, since a branch may change during a pull."""
-        return f"{self.endpoint}/{source.repository}/resolve/{quote(commit, safe='')}/{path}"
-
-    def _list_url(self, source: RepositorySource) -> str:
-        return f"{self.endpoint}/api/models/{source.repository}/revision/{quote(source.revision, safe='')}?blobs=true"
+    pages = ("huggingface.co", "www.huggingface.co", "hf.co")
+    list_path = "/api/models/{repository}/revision/{revision}?blobs=true"
+    file_path = "/{repository}/resolve/{commit}/{path}"
+    offline_variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # as in huggingface_hub
 
     def _check(self, response: httpx.Response, source: RepositorySource) -> None:
         place, status = f"{source.label}: ", response.status_code
@@ -342,7 +324,10 @@ _HOUSEKEEPING = frozenset({".gitignore", ".gitattributes", ".gitmodules"})
 
 
 class ModelScope(Hub):
-    """modelscope.cn, or the address that MODELSCOPE_ENDPOINT names."""
+    """modelscope.cn, or the address that MODELSCOPE_ENDPOINT names.
+
+    Files are requested by the revision in the reference; the listed digests identify the version.
+    """
 
     key = "ms"
     title = "ModelScope"
@@ -351,19 +336,8 @@ class ModelScope(Hub):
     token_variable = "MODELSCOPE_API_TOKEN"  # noqa: S105  # a variable's name
     default_endpoint = "https://modelscope.cn"
     pages = ("modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai")
-
-    def file_url(self, source: RepositorySource, _commit: str, path: str, /) -> str:
-        """By the revision in the reference; the listed digests identify the version."""
-        return f"{self.endpoint}/models/{source.repository}/resolve/{quote(source.revision, safe='')}/{path}"
-
-    def _page(self, segments: list[str]) -> tuple[str, str]:
-        return super()._page(segments[1:] if segments[:1] == ["models"] else segments)
-
-    def _list_url(self, source: RepositorySource) -> str:
-        return (
-            f"{self.endpoint}/api/v1/models/{source.repository}/repo/files"
-            f"?Revision={quote(source.revision, safe='')}&Recursive=True"
-        )
+    list_path = "/api/v1/models/{repository}/repo/files?Revision={revision}&Recursive=True"
+    file_path = "/models/{repository}/resolve/{revision}/{path}"
 
     def _listing(self, answer: Any, source: RepositorySource) -> Listing:
         """Derives a commit from the paths and digests of the files, since the API has none."""
