@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ __all__ = [
     "Loaded",
     "ModelDetails",
     "ModelInfo",
-    "Sample",
     "Samples",
     "StoredModel",
     "bundled_samples",
@@ -102,14 +101,8 @@ class ModelDetails:
 
     def to_wire(self) -> dict[str, Any]:
         """The details as JSON. A key of `extra` does not replace one of the five fields of the wire."""
-        return {
-            **self.extra,
-            "format": self.format,
-            "family": self.family,
-            "families": list(self.families),
-            "parameter_size": self.parameter_size,
-            "quantization_level": self.quantization_level,
-        }
+        shape = asdict(self)
+        return {**shape.pop("extra"), **shape, "families": list(self.families)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +110,7 @@ class Inspection:
     """The result of an inspection of a model: its kind (one of KINDS) and its details."""
 
     kind: str
-    format: str = ""
-    family: str = ""
-    families: tuple[str, ...] = ()
-    parameter_size: str = ""
-    quantization_level: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def details(self) -> ModelDetails:
-        """The details, without the kind."""
-        return ModelDetails(
-            self.format, self.family, self.families, self.parameter_size, self.quantization_level, self.extra
-        )
+    details: ModelDetails = field(default_factory=ModelDetails)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,63 +214,32 @@ def details_from_json(value: Mapping[str, Any]) -> ModelDetails:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A sample model: an entry of samples.json. `sha256` is 64 hex digits, `path` is in the package.
-
-    `aliases` are its former names, which calls may still use.
-    """
-
-    name: str
-    path: Path
-    kind: str
-    sha256: str
-    size: int
-    details: ModelDetails
-    aliases: tuple[str, ...] = ()
-
-    def info(self) -> StoredModel:
-        """The sample as a model of the store."""
-        return StoredModel(
-            name=self.name,
-            path=self.path,
-            kind=self.kind,
-            size=self.size,
-            digest=f"sha256:{self.sha256}",
-            modified_at=datetime.fromtimestamp(self.path.stat().st_mtime, UTC),
-            bundled=True,
-            details=self.details,
-            references=self.aliases,
-        )
-
-
 class Samples:
     """The sample models of one folder, in the order of its samples.json: the first of a kind is its default."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Read `folder/samples.json`; no samples without one. Raises EnginePluginError for a broken installation."""
-        self._by_name: dict[str, Sample] = {}
-        self._by_alias: dict[str, Sample] = {}
+        self._by_name: dict[str, StoredModel] = {}
         if folder is None:
             return
         index = read_json(folder / "samples.json")
         if index is None:
             raise EnginePluginError(f"{folder / 'samples.json'} cannot be read: reinstall this package.")
-        self._by_name = {
-            entry["name"]: Sample(
+        for entry in index["samples"]:
+            path = folder / entry["file"]
+            self._by_name[entry["name"]] = StoredModel(
                 name=entry["name"],
-                path=folder / entry["file"],
+                path=path,
                 kind=entry["kind"],
-                sha256=entry["sha256"],
                 size=entry["size"],
+                digest=f"sha256:{entry['sha256']}",
+                modified_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+                bundled=True,
                 details=details_from_json(entry["details"]),
-                aliases=tuple(entry.get("aliases", ())),
+                references=tuple(entry.get("aliases", ())),
             )
-            for entry in index["samples"]
-        }
-        self._by_alias = {alias: sample for sample in self._by_name.values() for alias in sample.aliases}
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[StoredModel]:
         return iter(self._by_name.values())
 
     @property
@@ -297,13 +247,13 @@ class Samples:
         """The samples' names, in order."""
         return list(self._by_name)
 
-    def get(self, name: str) -> Sample | None:
+    def get(self, name: str) -> StoredModel | None:
         """The sample with this name or former name."""
-        return self._by_name.get(name) or self._by_alias.get(name)
+        return self._by_name.get(name) or next((sample for sample in self if name in sample.references), None)
 
     def default_for(self, kind: str) -> str:
         """The name of the first sample of a kind, or ""."""
-        return next((name for name, sample in self._by_name.items() if sample.kind == kind), "")
+        return next((sample.name for sample in self if sample.kind == kind), "")
 
 
 def bundled_samples(folder: str = "gguf") -> Samples:

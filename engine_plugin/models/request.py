@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.models.hubs import Hub, RepositorySource
     from engine_plugin.models.index import Record
-    from engine_plugin.models.info import Sample, Samples
+    from engine_plugin.models.info import Samples, StoredModel
 
     Source: TypeAlias = "LocalSource | HttpSource | PartsSource | RepositorySource"
 
@@ -81,7 +81,7 @@ class LocalSource:
     """A file or folder on this machine; `sample` if it is one of the package."""
 
     path: Path
-    sample: Sample | None = None
+    sample: StoredModel | None = None
 
     @property
     def label(self) -> str:
@@ -321,7 +321,8 @@ def plan_pull(request: PullRequest, sources: Sources, samples: Samples, present:
     sample = samples.get(text)
     found: tuple[Source, str, str] | None
     if sample is not None:
-        found, kind = (LocalSource(sample.path, sample), sample.name, sample.sha256), kind or sample.kind
+        kind = kind or sample.kind
+        found = LocalSource(sample.path, sample), sample.name, sample.digest.removeprefix("sha256:")
     else:
         found = sources.find(text, request, where)
     if found is None:

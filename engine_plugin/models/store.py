@@ -32,7 +32,6 @@ from engine_plugin.models.info import (
     Inspection,
     ModelDetails,
     ModelInfo,
-    Sample,
     Samples,
     StoredModel,
     bundled_samples,
@@ -76,7 +75,6 @@ __all__ = [
     "ModelInfo",
     "ModelStore",
     "PullRequest",
-    "Sample",
     "Samples",
     "StoredModel",
     "bundled_samples",
@@ -119,7 +117,7 @@ class ModelStore:
         found = {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
         for sample in self._samples:
             if sample.name not in found:
-                found[sample.name] = sample.info()
+                found[sample.name] = sample
         return [found[name] for name in sorted(found)]
 
     async def get(self, name: str) -> StoredModel:
@@ -134,7 +132,7 @@ class ModelStore:
                 return record.info(self._index.path(name))
             sample = self._samples.get(name)
             if sample is not None:
-                return sample.info()
+                return sample
             complaint = self._index.complaint(name)
             if complaint:
                 raise ModelUnusableError(f"model: {self._index.path(name)} cannot be used: {complaint}")
@@ -182,7 +180,7 @@ class ModelStore:
 
     def _holds_sample(self, record: Record) -> bool:
         """Whether a model of the store is a pulled sample, under any name."""
-        return record.digest in {f"sha256:{sample.sha256}" for sample in self._samples}
+        return record.digest in {sample.digest for sample in self._samples}
 
     def pull(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         """Pull a model and yield the events; ends after Success or raises.
@@ -252,16 +250,14 @@ class ModelStore:
         old = text.removeprefix(COPY)
         record = await self._index.get(old) if self._index.layout.is_name(old) else None
         sample = self._samples.get(old)
-        source: LocalSource
-        if record is not None:
-            path, known, its_kind = self._index.path(old), record.digest, record.kind
-            source = StoredSource(path, record=record) if known else LocalSource(path)  # a link needs the digest
-        elif sample is not None:
-            source, known, its_kind = LocalSource(sample.path, sample), sample.sha256, sample.kind
-        else:
+        model = sample if record is None else record
+        if model is None:
             raise await self._not_found(old, where)
-        digest = agreed(digest, known.removeprefix("sha256:"))
-        return PullPlan(name, source, digest, kind or its_kind, request.insecure)
+        source = LocalSource(self._index.path(old)) if sample is None else LocalSource(sample.path, sample)
+        if record is not None and record.digest:  # a link needs the digest
+            source = StoredSource(self._index.path(old), record=record)
+        digest = agreed(digest, model.digest.removeprefix("sha256:"))
+        return PullPlan(name, source, digest, kind or model.kind, request.insecure)
 
     async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
         kind, reserved = pull_for(plan), self._samples.names

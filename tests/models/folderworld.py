@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import PullError
-from engine_plugin.models.info import Inspection
+from engine_plugin.models.info import Inspection, ModelDetails
 from engine_plugin.models.store import FetchPolicy, FolderStore
 from tests.models.hub import MODEL, REPOSITORY, hub_server
 
@@ -76,7 +76,7 @@ class FolderWorld:
         self.inspected.append(path)
         if b"no model" in (path / "config.json").read_bytes():
             raise PullError("config.json says so")
-        return Inspection("chat", "toy", "toy", ("toy",), "1K", "F32", {"context_length": 128})
+        return Inspection("chat", ModelDetails("toy", "toy", ("toy",), "1K", "F32", {"context_length": 128}))
 
     def content(self, folder: Path | None = None) -> dict[str, bytes]:
         """The files of the model."""

@@ -68,7 +68,11 @@ def test_sample_has_its_digest_and_kind() -> None:
     sample = bundled_samples("openvino").get("tiny-speak")
     assert sample is not None
     assert plan(PullRequest("tiny-speak")) == PullPlan(
-        "tiny-speak", LocalSource(sample.path, sample), sample.sha256, "text-to-speech", insecure=False
+        "tiny-speak",
+        LocalSource(sample.path, sample),
+        sample.digest.removeprefix("sha256:"),
+        "text-to-speech",
+        insecure=False,
     )
     with pytest.raises(InvalidRequestError, match=r"^sha256: "):
         plan(PullRequest("tiny-speak", sha256=HEX))

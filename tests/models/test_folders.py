@@ -75,12 +75,12 @@ async def test_the_samples_are_listed_and_can_be_pulled(root: Path) -> None:
         sample = samples.get("tiny-chat")
         assert sample is not None
         events = await pull(world.store, PullRequest("tiny-chat"))
-        assert events[-1] == Success("tiny-chat", sample.size, f"sha256:{sample.sha256}")
+        assert events[-1] == Success("tiny-chat", sample.size, sample.digest)
         model = await world.store.get("tiny-chat")
         assert (model.bundled, model.path) == (False, root / "tiny-chat")
         assert world.content(model.path) == world.content(sample.path)
         assert (await pull(world.store, PullRequest("own/copy", source="tiny-chat")))[-1] == Success(
-            "own/copy", sample.size, f"sha256:{sample.sha256}"
+            "own/copy", sample.size, sample.digest
         )
         await world.store.delete("tiny-chat")
         assert (await world.store.get("tiny-chat")).bundled

@@ -39,7 +39,11 @@ def test_sample_has_its_digest_and_kind() -> None:
     sample = bundled_samples().get("tiny-rerank-gguf")
     assert sample is not None
     assert found == PullPlan(
-        "tiny-rerank-gguf", LocalSource(sample.path, sample), sample.sha256, "rerank", insecure=False
+        "tiny-rerank-gguf",
+        LocalSource(sample.path, sample),
+        sample.digest.removeprefix("sha256:"),
+        "rerank",
+        insecure=False,
     )
     assert plan(PullRequest("copy", source="tiny-rerank-gguf")).name == "copy"
 

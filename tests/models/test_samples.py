@@ -21,7 +21,7 @@ def test_each_sample_is_the_file_that_the_index_describes() -> None:
         assert sample is not None
         paths.remove(sample.path)
         data = sample.path.read_bytes()
-        assert (len(data), digest_of(data)) == (sample.size, sample.sha256)
+        assert (len(data), digest_of(data)) == (sample.size, sample.digest.removeprefix("sha256:"))
         assert data.startswith(b"GGUF")
     assert paths == set()
 
@@ -52,11 +52,11 @@ def test_each_kind_has_a_sample() -> None:
 def test_sample_is_listed_as_a_bundled_model() -> None:
     sample = bundled_samples().get("tiny-embed-gguf")
     assert sample is not None
-    wire = sample.info().to_wire()
+    wire = sample.to_wire()
     assert json.loads(json.dumps(wire)) == wire
     assert wire["bundled"] is True
     assert wire["kind"] == "embed"
-    assert wire["digest"] == f"sha256:{sample.sha256}"
+    assert wire["digest"] == sample.digest
     assert wire["details"]["family"] == "bert"
     assert wire["details"]["context_length"] == 512
 

@@ -85,7 +85,7 @@ def _configuration(place: Path, models: Collection[str]) -> Path:
     for name in models:
         sample = samples.get(name)
         assert sample is not None
-        entries.append(entry_of(sample.info(), "CPU", options))
+        entries.append(entry_of(sample, "CPU", options))
     place.mkdir(parents=True, exist_ok=True)
     config = place / "config.json"
     config.write_text(json.dumps({"models": entries}), encoding="utf-8")

@@ -12,7 +12,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.llamacpp.runner import TEMPLATE_TIMEOUT
 from engine_plugin.errors import PullError
 from engine_plugin.models.capabilities import features_of_template
-from engine_plugin.models.store import Inspection, ModelStore, bundled_samples
+from engine_plugin.models.store import Inspection, ModelDetails, ModelStore, bundled_samples
 from engine_plugin.process import python
 from engine_plugin.system.sizes import parameter_size
 
@@ -58,8 +58,7 @@ def _inspection(header: dict[str, Any]) -> Inspection:
     if kind == "chat" and template is not None:
         found = features_of_template(template + (header["tool_template"] or ""))
         extra |= {feature: feature in found for feature in ("tools", "thinking")}
-    return Inspection(
-        kind=kind,
+    details = ModelDetails(
         format="gguf",
         family=header["architecture"],
         families=(header["architecture"],),
@@ -67,6 +66,7 @@ def _inspection(header: dict[str, Any]) -> Inspection:
         quantization_level=header["quantization"],
         extra=extra,
     )
+    return Inspection(kind, details)
 
 
 def kind_of(header: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine_plugin.errors import PullError
 from engine_plugin.jsontext import JsonError
 from engine_plugin.models.capabilities import features_of_template
-from engine_plugin.models.info import Inspection, bundled_samples
+from engine_plugin.models.info import Inspection, ModelDetails, bundled_samples
 from engine_plugin.models.layout import files_of
 from engine_plugin.models.store import FolderStore
 from engine_plugin.system.files import LFS_POINTER, in_thread, load_json
@@ -246,8 +246,7 @@ def inspect_folder(path: Path) -> Inspection:
             raise PullError(f"{path.name}: the OpenVINO model is incomplete: {graph} is missing: {_CONVERT}.")
     family = _family(files)
     parameters = sum(graph.parameters for name, graph in files.graphs.items() if "with_past" not in name)
-    return Inspection(
-        kind=kind_of(files),
+    details = ModelDetails(
         format="openvino",
         family=family,
         families=(family,) if family else (),
@@ -255,6 +254,7 @@ def inspect_folder(path: Path) -> Inspection:
         quantization_level=_quantization(files),
         extra=_extra(files, parameters),
     )
+    return Inspection(kind_of(files), details)
 
 
 def _read(path: Path, paths: set[str]) -> _Files:

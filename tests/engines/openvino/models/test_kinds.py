@@ -90,15 +90,15 @@ def test_kind_is_detected_from_the_files(
 ) -> None:
     config = {"architectures": [architecture], "model_type": model_type}
     found = inspect_folder(lay(tmp_path / "m", config, names, graph(output)))
-    assert (found.kind, found.family, found.format) == (kind, model_type, "openvino")
-    assert found.extra.get("vision", False) == (names is VISION)
+    assert (found.kind, found.details.family, found.details.format) == (kind, model_type, "openvino")
+    assert found.details.extra.get("vision", False) == (names is VISION)
 
 
 def test_image_model_is_detected_by_its_index(tmp_path: Path) -> None:
     index = {"_class_name": "StableDiffusionXLPipeline"}
     found = inspect_folder(lay(tmp_path / "m", None, IMAGE, files={"model_index.json": index}))
-    assert (found.kind, found.family) == ("text-to-image", "stable-diffusion-xl")
-    assert found.extra["parameters"] == 2_000_000
+    assert (found.kind, found.details.family) == ("text-to-image", "stable-diffusion-xl")
+    assert found.details.extra["parameters"] == 2_000_000
 
 
 def test_sentence_transformers_model_is_an_embedding_model(tmp_path: Path) -> None:
@@ -133,7 +133,8 @@ def test_reranker_that_answers_yes_or_no_is_detected_by_its_name(tmp_path: Path)
 )
 def test_quantization_is_detected(tmp_path: Path, files: dict[str, Any], text: str, level: str) -> None:
     assert (
-        inspect_folder(lay(tmp_path / "m", {"model_type": "x"}, text=text, files=files)).quantization_level == level
+        inspect_folder(lay(tmp_path / "m", {"model_type": "x"}, text=text, files=files)).details.quantization_level
+        == level
     )
 
 
@@ -141,8 +142,8 @@ def test_details_are_read_from_the_config(tmp_path: Path) -> None:
     config = {"model_type": "gemma3", "text_config": {"max_position_embeddings": 32768, "hidden_size": 640}}
     template = "{% if tools %}{{ tools | tojson }}{% endif %}"
     found = inspect_folder(lay(tmp_path / "m", config, files={"chat_template.jinja": template}))
-    assert found.parameter_size == "1M"
-    assert found.extra == {
+    assert found.details.parameter_size == "1M"
+    assert found.details.extra == {
         "parameters": 1_000_000,
         "context_length": 32768,
         "embedding_length": 640,
@@ -151,12 +152,12 @@ def test_details_are_read_from_the_config(tmp_path: Path) -> None:
         "tools": True,
     }
     inline = lay(tmp_path / "n", config, files={"tokenizer_config.json": {"chat_template": template}})
-    assert inspect_folder(inline).extra["tools"]
+    assert inspect_folder(inline).details.extra["tools"]
     beside = lay(tmp_path / "o", config, files={"chat_template.jinja": "plain"})
-    assert not inspect_folder(beside).extra["tools"]
+    assert not inspect_folder(beside).details.extra["tools"]
     (beside / "additional_chat_templates").mkdir()
     (beside / "additional_chat_templates/tool_use.jinja").write_text(template)
-    assert inspect_folder(beside).extra["tools"]
+    assert inspect_folder(beside).details.extra["tools"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_settings_of_wrong_types_are_ignored(tmp_path: Path, wrong: object) -> N
 
 def test_graph_of_one_very_long_line_is_read(tmp_path: Path) -> None:
     folder = lay(tmp_path / "m", {"model_type": "x"}, text="<layer " * 300_000)
-    assert inspect_folder(folder).extra["parameters"] == 0
+    assert inspect_folder(folder).details.extra["parameters"] == 0
 
 
 def test_needed_files_of_a_model_are_selected() -> None:
