@@ -8,7 +8,7 @@ describes each service to its callers.
 
 from __future__ import annotations
 
-from engine_plugin.services.base import ConversationValidator, RequestValidator, parse_request
+from engine_plugin.services.base import RequestValidator, parse_request
 from engine_plugin.services.chat import Chat
 from engine_plugin.services.embed import Embed
 from engine_plugin.services.generate import Generate
@@ -18,13 +18,11 @@ from engine_plugin.services.speech_to_text import SpeechToText
 from engine_plugin.services.text_to_image import TextToImage
 from engine_plugin.services.text_to_speech import TextToSpeech
 
-__all__ = ["CONVERSATION_VALIDATORS", "VALIDATORS", "ConversationValidator", "RequestValidator", "parse_request"]
+__all__ = ["CONVERSATION_VALIDATORS", "VALIDATORS", "RequestValidator", "parse_request"]
 
 VALIDATORS: dict[str, RequestValidator] = {
     service.name: service
     for service in (Chat(), Generate(), Embed(), Rerank(), TextToImage(), SpeechToText(), TextToSpeech())
 }
 
-CONVERSATION_VALIDATORS: dict[str, ConversationValidator] = {
-    service.name: service for service in (LiveTranscription(),)
-}
+CONVERSATION_VALIDATORS = {LiveTranscription.name: LiveTranscription()}

@@ -10,10 +10,9 @@ from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_BYTES, JsonError, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
-    "ConversationValidator",
     "RequestValidator",
     "check_stop",
     "choice",
@@ -31,6 +30,7 @@ _OPAQUE = frozenset({"parameters", "schema", "arguments"})
 _TYPE_NAMES: dict[type, str] = {
     str: "a string",
     int: "an integer",
+    float: "a number",
     bool: "true or false",
     list: "a list",
     dict: "an object",
@@ -65,24 +65,6 @@ class RequestValidator(ABC):
     def trivial_answer(self, request: dict[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002  # for subclasses
         """The answer to a request that needs no engine (an empty list); None for all others."""
         return None
-
-
-class ConversationValidator(ABC):
-    """What the messages of one bidirectional service must hold. Stateless; shared like `RequestValidator`."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def check(self, data: bytes, message_type: str, metadata: Mapping[str, str]) -> None:
-        """Raise InvalidRequestError, naming what is wrong, when no engine could understand this message."""
-
-    @abstractmethod
-    def tells_failure(self, answer: bytes) -> bool:
-        """Whether this answer announces that the conversation fails; the engine then raises the error."""
-
-    @abstractmethod
-    def tells_start(self, answer: bytes) -> bool:
-        """Whether this answer only announces that the conversation has begun."""
 
 
 def parse_request(data: bytes, field: str = "request_data", most_bytes: int = MOST_BYTES) -> dict[str, Any]:
@@ -140,20 +122,19 @@ def words(request: dict[str, Any], field: str) -> str:
 
 def integer(request: dict[str, Any], field: str, least: int, most: int) -> int | None:
     """The field's whole number within these bounds; None when it is absent or null. Raises InvalidRequestError."""
-    value: int | None = optional(request, field, int)
-    if value is not None and not least <= value <= most:
-        raise InvalidRequestError.at(field, f"must be from {least} to {most}, not {_beginning(value)}")
+    value: int | None = _bounded(request, field, least, most, int)
     return value
 
 
 def number(request: dict[str, Any], field: str, least: float, most: float) -> float | None:
     """The field's number within these bounds; None when it is absent or null. Raises InvalidRequestError."""
-    value: float | None = request.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError.at(field, f"must be a number, not {_kind(value)} ({_beginning(value)})")
-    if not least <= value <= most:
+    value: float | None = _bounded(request, field, least, most, float, int)
+    return value
+
+
+def _bounded(request: dict[str, Any], field: str, least: float, most: float, *types: type) -> Any:
+    value = optional(request, field, *types)
+    if value is not None and not least <= value <= most:
         raise InvalidRequestError.at(field, f"must be from {least} to {most}, not {_beginning(value)}")
     return value
 
@@ -185,10 +166,8 @@ def _beginning(value: Any) -> str:
 
 
 def _either(types: tuple[type, ...]) -> str:
-    return " or ".join(_TYPE_NAMES[wanted] for wanted in types)
+    return " or ".join(_TYPE_NAMES[wanted] for wanted in types if wanted is not int or float not in types)
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return _TYPE_NAMES.get(type(value), "a number")
+    return _TYPE_NAMES.get(type(value), "null")

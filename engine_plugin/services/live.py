@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import BRIEF
-from engine_plugin.services.base import ConversationValidator, parse_request
+from engine_plugin.services.base import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,18 +23,21 @@ _RATES = range(1000, 384_001)
 _STARTED, _FAILED = b'"task-started"', b'"task-failed"'
 
 
-class LiveTranscription(ConversationValidator):
-    """Sound in, sentences with their milliseconds out."""
+class LiveTranscription:
+    """Sound in, sentences with their milliseconds out. Stateless, like a `RequestValidator`."""
 
     name: ClassVar[str] = "speech-to-text-ws"
 
     def tells_failure(self, answer: bytes) -> bool:
+        """Whether this answer announces that the conversation fails; the engine then raises the error."""
         return _FAILED in answer
 
     def tells_start(self, answer: bytes) -> bool:
+        """Whether this answer only announces that the conversation has begun."""
         return _STARTED in answer
 
     def check(self, data: bytes, message_type: str, metadata: Mapping[str, str]) -> None:
+        """Raise InvalidRequestError, naming what is wrong, when no engine could understand this message."""
         if message_type == "text":
             _check_command(data)
         elif message_type not in ("binary", ""):

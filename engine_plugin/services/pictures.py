@@ -6,6 +6,7 @@ No picture is decoded here. A picture in an unknown format is left to the engine
 from __future__ import annotations
 
 import binascii
+import struct
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
@@ -71,12 +72,20 @@ def _beginning(source: str) -> bytes:
 
 def size_of(data: bytes) -> tuple[int, int]:
     """Width and height in pixels from the header of a PNG, JPEG, GIF, WebP or BMP; (0, 0) for anything else."""
+    try:
+        width, height = _header_size(data)
+    except struct.error:  # truncated
+        return 0, 0
+    return width, height
+
+
+def _header_size(data: bytes) -> tuple[int, ...]:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _big(data, 16, 4), _big(data, 20, 4)
+        return struct.unpack_from(">II", data, 16)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return _little(data, 6, 2), _little(data, 8, 2)
+        return struct.unpack_from("<HH", data, 6)
     if data.startswith(b"BM"):
-        return _signed(data, 18), _signed(data, 22)
+        return tuple(map(abs, struct.unpack_from("<ii", data, 18)))
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
     return _jpeg(data) if data.startswith(b"\xff\xd8") else (0, 0)
@@ -85,11 +94,12 @@ def size_of(data: bytes) -> tuple[int, int]:
 def _webp(data: bytes) -> tuple[int, int]:
     kind = data[12:16]
     if kind == b"VP8X":
-        return _little(data, 24, 3) + 1, _little(data, 27, 3) + 1
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     if kind == b"VP8L":
-        bits = _little(data, 21, 4)
+        (bits,) = struct.unpack_from("<I", data, 21)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return _little(data, 26, 2) & 0x3FFF, _little(data, 28, 2) & 0x3FFF
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
 
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -98,23 +108,10 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 def _jpeg(data: bytes) -> tuple[int, int]:
     """From the header of the first frame; segments before it are skipped."""
     place = 2
-    while place + 9 <= len(data):
-        if data[place] != 0xFF:
+    while True:
+        start, mark, length, height, width = struct.unpack_from(">BBHxHH", data, place)
+        if start != 0xFF:
             return 0, 0
-        mark = data[place + 1]
         if mark in _FRAMES:
-            return _big(data, place + 7, 2), _big(data, place + 5, 2)
-        place += 1 if mark == 0xFF else 2 + max(2, _big(data, place + 2, 2))
-    return 0, 0
-
-
-def _big(data: bytes, place: int, size: int) -> int:
-    return int.from_bytes(data[place : place + size], "big")
-
-
-def _little(data: bytes, place: int, size: int) -> int:
-    return int.from_bytes(data[place : place + size], "little")
-
-
-def _signed(data: bytes, place: int) -> int:
-    return abs(int.from_bytes(data[place : place + 4], "little", signed=True))
+            return width, height
+        place += 1 if mark == 0xFF else 2 + max(2, length)

@@ -5,12 +5,12 @@ Nothing is decoded. The module imports only the standard library, because the de
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["HEAD", "UNKNOWN_LENGTH", "container_of", "is_cut_off"]
+__all__ = ["HEAD", "UNKNOWN_LENGTH", "container_of", "is_cut_off", "wav_chunks"]
 
 HEAD = 16
 """How many bytes from the beginning `container_of` needs."""
@@ -57,31 +57,29 @@ def is_cut_off(audio: bytes) -> bool:
         return True
 
 
-def _big(audio: bytes, place: int, size: int = 4) -> int:
-    if place + size > len(audio):
-        raise IndexError
-    return int.from_bytes(audio[place : place + size], "big")
+def wav_chunks(audio: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name, the position and the declared size of each chunk of a WAV."""
+    place = 12
+    while place + 8 <= len(audio):
+        size = _number(audio, place + 4, 4, "little")
+        yield audio[place : place + 4], place + 8, size
+        place += 8 + size + size % 2
 
 
-def _little(audio: bytes, place: int, size: int = 4) -> int:
+def _number(audio: bytes, place: int, size: int = 4, order: Literal["big", "little"] = "big") -> int:
     if place + size > len(audio):
         raise IndexError
-    return int.from_bytes(audio[place : place + size], "little")
+    return int.from_bytes(audio[place : place + size], order)
 
 
 def _wav(audio: bytes) -> bool:
-    place, long_size = 12, 0
-    while True:
-        name, size = audio[place : place + 4], _little(audio, place + 4)
+    long_size = 0
+    for name, place, size in wav_chunks(audio):
         if name == b"ds64":
-            long_size = _little(audio, place + 16, 8)
+            long_size = _number(audio, place + 8, 8, "little")
         if name == b"data":
-            if long_size:
-                size = long_size
-            elif size == 0 or size >= UNKNOWN_LENGTH:
-                return False
-            return place + 8 + size > len(audio)
-        place += 8 + size + size % 2
+            return place + (long_size or (size if size < UNKNOWN_LENGTH else 0)) > len(audio)
+    return True
 
 
 def _ogg(audio: bytes) -> bool:
@@ -94,9 +92,9 @@ def _ogg(audio: bytes) -> bool:
 def _m4a(audio: bytes) -> bool:
     place = 0
     while place < len(audio):
-        size = _big(audio, place)
+        size = _number(audio, place)
         if size == 1:
-            size = _big(audio, place + 8, 8)
+            size = _number(audio, place + 8, 8)
         if size == 0:  # to the end
             return False
         place += max(8, size)
@@ -124,18 +122,18 @@ def _ebml(audio: bytes, place: int, *, keep_mark: bool) -> tuple[int, int]:
     """Read a variable-length integer; return it and the position after it."""
     first = audio[place]
     length = 9 - first.bit_length()
-    value = _big(audio, place, length)
+    value = _number(audio, place, length)
     return (value if keep_mark else value & ((1 << 7 * length) - 1)), place + length
 
 
 def _aiff(audio: bytes) -> bool:
-    return 8 + _big(audio, 4) > len(audio)
+    return 8 + _number(audio, 4) > len(audio)
 
 
 def _caf(audio: bytes) -> bool:
     place = 8
     while place < len(audio):
-        name, size = audio[place : place + 4], _big(audio, place + 4, 8)
+        name, size = audio[place : place + 4], _number(audio, place + 4, 8)
         if name == b"data" and size == (1 << 64) - 1:
             return False
         place += 12 + size
@@ -143,7 +141,7 @@ def _caf(audio: bytes) -> bool:
 
 
 def _au(audio: bytes) -> bool:
-    start, size = _big(audio, 4), _big(audio, 8)
+    start, size = _number(audio, 4), _number(audio, 8)
     return size != 0xFFFFFFFF and start + size > len(audio)
 
 
@@ -219,8 +217,8 @@ def _mp3(audio: bytes) -> bool:
         return False
     first = sound[place : ends[0]]
     mark = max(first.find(b"Xing"), first.find(b"Info"))
-    counted = mark >= 0 and _big(first, mark + 4) & 1
-    return ends[-1] > len(sound) or bool(counted and len(ends) - 1 < _big(first, mark + 8))
+    counted = mark >= 0 and _number(first, mark + 4) & 1
+    return ends[-1] > len(sound) or bool(counted and len(ends) - 1 < _number(first, mark + 8))
 
 
 def _aac(audio: bytes) -> bool:

@@ -83,21 +83,6 @@ class LiveTask:
         """As the host set it, or ""."""
         return self._settings.get("language", "")
 
-    @property
-    def audio_format(self) -> str:
-        """One of FORMATS; like `sample_rate` and `channels`, available after `detect_format`."""
-        return self._audio_format
-
-    @property
-    def sample_rate(self) -> int:
-        """The value for raw samples."""
-        return self._number("sample_rate", _RATES)
-
-    @property
-    def channels(self) -> int:
-        """The value for raw samples."""
-        return self._number("channels", _CHANNELS)
-
     async def begin(self) -> None:
         """Read the first message. Raises InvalidRequestError if it cannot begin a task."""
         self._pending = await self._next()
@@ -105,15 +90,17 @@ class LiveTask:
         self.task_id = self._settings.get("ws_conn_id") or self._settings.get("task_id") or self.task_id
         self._fixed |= _TASK_KEYS
 
-    async def detect_format(self) -> None:
-        """Read until the format is known, or to the end. Raises InvalidRequestError for an unknown format."""
+    async def detect_format(self) -> tuple[str, int, int]:
+        """Read until the format is known, or to the end: one of FORMATS, and for raw samples the rate and the number
+        of channels. Raises InvalidRequestError for an unknown format."""
         head = self._pending or b""
         while len(head) < HEAD and self._settings.get("format") not in RAW and not self._ended:
             head += await self._next() or b""
         self._pending = head or None
-        self._audio_format = self._detected_format(head)
-        self._settings = {**_AUDIO_DEFAULTS, "format": self._audio_format, **self._settings}
+        audio_format = self._detected_format(head)
+        self._settings = {**_AUDIO_DEFAULTS, "format": audio_format, **self._settings}
         self._fixed |= _AUDIO_DEFAULTS.keys()
+        return audio_format, self._number("sample_rate", _RATES), self._number("channels", _CHANNELS)
 
     def _detected_format(self, head: bytes) -> str:
         """The format: raw if named so, else detected from the first bytes, else as named, else raw samples if the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from dataclasses import dataclass
 from itertools import repeat
@@ -10,7 +11,7 @@ from operator import mul
 from sys import byteorder
 
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.speech.containers import UNKNOWN_LENGTH
+from engine_plugin.speech.containers import UNKNOWN_LENGTH, wav_chunks
 
 __all__ = ["BYTES_A_SECOND", "RATE", "Wave", "native_samples", "read_wave", "seconds", "wav_header"]
 
@@ -49,10 +50,8 @@ def seconds(pcm_bytes: int) -> float:
 def wav_header(size: int, rate: int = RATE, channels: int = 1) -> bytes:
     """The 44-byte header of a WAV file with `size` bytes of s16le samples."""
     align = 2 * channels
-    numbers = ((_PCM, 2), (channels, 2), (rate, 4), (rate * align, 4), (align, 2), (16, 2))
-    layout = b"".join(number.to_bytes(width, "little") for number, width in numbers)
-    head = b"RIFF" + (36 + size).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
-    return head + layout + b"data" + size.to_bytes(4, "little")
+    layout = (16, _PCM, channels, rate, rate * align, align, 16)
+    return struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVEfmt ", *layout, b"data", size)
 
 
 def native_samples(audio: bytes) -> bytes | None:
@@ -89,16 +88,13 @@ def _chunks(audio: bytes) -> tuple[tuple[int, int, int, int], int, int]:
     """The format (tag, channels, rate, bits) of a WAV, and the position and declared size in bytes of its samples."""
     if audio[:4] != b"RIFF" or audio[8:12] != b"WAVE":
         raise ValueError("the RIFF header is missing")
-    place, form = 12, None
-    while place + 8 <= len(audio):
-        name, size = audio[place : place + 4], int.from_bytes(audio[place + 4 : place + 8], "little")
-        place += 8
+    form = None
+    for name, place, size in wav_chunks(audio):
         if name == b"fmt ":
-            if size < 16:
-                raise ValueError("the fmt chunk is too short")
             fields = audio[place : place + size]
-            kind, channels = (int.from_bytes(fields[at : at + 2], "little") for at in (0, 2))
-            rate, bits = int.from_bytes(fields[4:8], "little"), int.from_bytes(fields[14:16], "little")
+            if len(fields) < 16:
+                raise ValueError("the fmt chunk is too short")
+            kind, channels, rate, bits = struct.unpack_from("<HHI6xH", fields)
             if kind == _EXTENSIBLE:
                 kind = int.from_bytes(fields[24:26], "little")
             form = (kind, channels, rate, bits)
@@ -106,7 +102,6 @@ def _chunks(audio: bytes) -> tuple[tuple[int, int, int, int], int, int]:
             if form is None:
                 raise ValueError("the data chunk precedes the fmt chunk")
             return form, place, size
-        place += size + size % 2
     raise ValueError("the data chunk is missing")
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
 import threading
 import time
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from engine_plugin.speech.live import transcribe_live
 from engine_plugin.speech.live_task import LiveTask
 from engine_plugin.speech.options import LiveOptions
 from engine_plugin.speech.subtitles import Segment, format_transcription
-from engine_plugin.system.files import in_thread, private_folder
+from engine_plugin.system.files import in_thread, private_folder, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -175,16 +174,9 @@ class SpeechServices:
         private_folder(self._output)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         path = self._output.absolute() / f"speech-{stamp}-{secrets.token_hex(6)}.wav"
-        temporary = path.with_suffix(".part")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(wav)
-            with _SAVING:
-                temporary.replace(path)
-                self._prune(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _SAVING:
+            write_whole(path, wav, path.parent)
+            self._prune(path)
         return path
 
     def _prune(self, newest: Path) -> None:
@@ -195,7 +187,7 @@ class SpeechServices:
                 written = path.stat().st_mtime
                 if path.suffix == ".wav" and path != newest:
                     dated.append((written, path))
-                elif path.suffix == ".part" and written < time.time() - _STALE:
+                elif path.suffix == ".tmp" and written < time.time() - _STALE:
                     path.unlink(missing_ok=True)
         for _written, path in sorted(dated, reverse=True)[max(0, self._max_files - 1) :]:
             with suppress(OSError):  # Windows: the file is open; the next call tries again
@@ -203,20 +195,18 @@ class SpeechServices:
 
     # Live
 
-    @asynccontextmanager
-    async def converse(
+    def converse(
         self,
         use: Callable[[str], AbstractAsyncContextManager[str]],
         default_model: str,
         messages: AsyncIterator[BidiMessage],
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
         """Answer a live conversation (`speech.live_task` defines the messages).
 
         `use` keeps the named model loaded within its block and returns the server's name for it. Errors are sent as
         task-failed, then raised. Leaving the block stops the engine's work.
         """
-        async with aclosing(self._answers(use, default_model, messages)) as answers:
-            yield answers
+        return aclosing(self._answers(use, default_model, messages))
 
     async def _answers(
         self,
@@ -251,9 +241,9 @@ class SpeechServices:
 
     async def _samples(self, task: LiveTask) -> AsyncGenerator[bytes, None]:
         """The audio as 16 kHz mono s16le. Raw samples of this format need no decoder."""
-        await task.detect_format()
+        audio_format, rate, channels = await task.detect_format()
         async with aclosing(task.audio()) as audio:
-            if task.audio_format in RAW and (task.sample_rate, task.channels) == (pcm.RATE, 1):
+            if audio_format in RAW and (rate, channels) == (pcm.RATE, 1):
                 odd = b""
                 async for data in audio:  # a message may end within a sample
                     samples = odd + data
@@ -262,7 +252,7 @@ class SpeechServices:
                     yield samples[:whole]
             else:
                 async with (
-                    self._decoder.stream(task.audio_format, task.sample_rate, task.channels) as decoded,
+                    self._decoder.stream(audio_format, rate, channels) as decoded,
                     aclosing(decoded.decode(audio)) as pieces,
                 ):
                     async for samples in pieces:
@@ -282,8 +272,11 @@ def _segments(result: dict[str, Any], duration: float) -> list[Segment]:
 
     A segment whose end precedes its start lasts to the end of the audio. A duration of 0 is unknown.
     """
+    reported = result.get("segments") or []
+    if not isinstance(reported, list):
+        raise BadGatewayError(f"the engine's transcription has invalid segments: {str(reported)[:80]!r}")
     found: list[Segment] = []
-    for shape in _reported_segments(result):
+    for shape in reported:
         try:
             start, end, text = float(shape["start"]), float(shape["end"]), str(shape["text"]).strip()
             if not (isfinite(start) and isfinite(end)):
@@ -297,17 +290,11 @@ def _segments(result: dict[str, Any], duration: float) -> list[Segment]:
     return found or ([Segment(0.0, duration, text)] if text else [])
 
 
-def _reported_segments(result: dict[str, Any]) -> list[Any]:
-    found = result.get("segments") or []
-    if not isinstance(found, list):
-        raise BadGatewayError(f"the engine's transcription has invalid segments: {str(found)[:80]!r}")
-    return found
-
-
 def _duration(result: dict[str, Any]) -> float:
     """The duration in seconds that the server reports, else the end of the last segment, else 0."""
-    ends = [shape.get("end") for shape in _reported_segments(result) if isinstance(shape, dict)]
-    for value in (result.get("duration"), ends[-1] if ends else None):
+    reported = result.get("segments")
+    last = reported[-1] if isinstance(reported, list) and reported else None
+    for value in (result.get("duration"), last.get("end") if isinstance(last, dict) else None):
         try:
             seconds = float(value or 0)
         except (TypeError, ValueError):

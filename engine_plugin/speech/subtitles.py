@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RESPONSE_FORMATS", "Segment", "format_transcription", "plain_text", "srt", "vtt"]
-
-RESPONSE_FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
-"""The values of `response_format`."""
+__all__ = ["Segment", "format_transcription", "plain_text", "srt", "vtt"]
 
 _SHORTEST_CUE = 0.001
 
@@ -33,13 +30,14 @@ class Segment:
 def format_transcription(
     response_format: str, model: str, text: str, segments: Sequence[Segment], verbose: dict[str, Any]
 ) -> dict[str, Any]:
-    """The answer of speech-to-text in one of RESPONSE_FORMATS. `verbose` has the additional fields of verbose_json:
+    """The answer of speech-to-text: json, verbose_json, text, srt or vtt. `verbose` has the additional fields of verbose_json:
     task, language, duration and words."""
-    shown = {"json": text, "verbose_json": text, "text": plain_text(text, segments)}
-    if response_format in ("srt", "vtt"):
-        shown[response_format] = srt(segments) if response_format == "srt" else vtt(segments)
+    if response_format == "text":
+        text = plain_text(text, segments)
+    elif response_format in ("srt", "vtt"):
+        text = srt(segments) if response_format == "srt" else vtt(segments)
     shape: dict[str, Any] = {
-        "text": shown[response_format],
+        "text": text,
         "model": model,
         "segments": [segment.to_json(number) for number, segment in enumerate(segments)],
     }
