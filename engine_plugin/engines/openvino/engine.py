@@ -69,7 +69,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
         super().__init__(manifest, options)
         self._options = options
         self.software = OpenVinoSoftware(options, self.data, self._environ)
-        self.store = model_store(self.data / "models", options, self._environ)
+        self.store = model_store(self.data / "models", options.hub, self._environ)
         self.pool = ModelPool(
             options.max_loaded_models, options.drain_timeout, self._new_model, options.memory_limit * _MB
         )

@@ -7,10 +7,11 @@ executed, and weights are not read.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import PullError
 from engine_plugin.jsontext import JsonError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.remote import FetchPolicy
 
-__all__ = ["HubOptions", "choose_files", "inspect_folder", "kind_of", "model_store"]
+__all__ = ["choose_files", "inspect_folder", "kind_of", "model_store"]
 
 _HUBS = {"huggingface": "hf", "modelscope": "ms"}
 
@@ -51,18 +52,11 @@ _CONVERT = (
 )
 
 
-class HubOptions(Protocol):
-    """The engine's option that the store needs."""
+def model_store(root: Path, hub: str, environ: Mapping[str, str], policy: FetchPolicy | None = None) -> FolderStore:
+    """The store of OpenVINO models below `root`, with the bundled samples. No I/O beyond the samples' list.
 
-    @property
-    def hub(self) -> str:
-        """Where `owner/name` is pulled from: huggingface or modelscope."""
-
-
-def model_store(
-    root: Path, options: HubOptions, environ: Mapping[str, str], policy: FetchPolicy | None = None
-) -> FolderStore:
-    """The store of OpenVINO models below `root`, with the bundled samples. No I/O beyond the samples' list."""
+    `hub` is where `owner/name` is pulled from: huggingface or modelscope.
+    """
 
     async def inspect(path: Path) -> Inspection:
         return await in_thread(inspect_folder, path)
@@ -74,7 +68,7 @@ def model_store(
         samples=bundled_samples("openvino"),
         policy=policy,
         environ=environ,
-        default_hub=_HUBS[options.hub],
+        default_hub=_HUBS[hub],
     )
 
 
@@ -103,18 +97,17 @@ def _is_needed(path: str, there: set[str]) -> bool:
 def _missing(paths: set[str]) -> str:
     """The complaint about the files that a model lacks; "" if it is complete."""
     graphs = sorted(path for path in paths if path.endswith(".xml"))
-    models = [path for path in graphs if "tokenizer" not in path.rpartition("/")[2]]
-    if not models:
+    if all("tokenizer" in path.rpartition("/")[2] for path in graphs):
         return "not an OpenVINO model: openvino_model.xml is missing"
-    for path in graphs:
-        if f"{path.removesuffix('.xml')}.bin" not in paths:
-            return f"the OpenVINO model is incomplete: {path.removesuffix('.xml')}.bin is missing"
-    if not {"config.json", "model_index.json"} & paths:
-        return "the OpenVINO model is incomplete: config.json is missing"
-    for folder in _tokenizer_folders(paths):
-        if f"{folder}openvino_tokenizer.xml" not in paths:
-            return f"the OpenVINO model is incomplete: {folder}openvino_tokenizer.xml is missing"
-    return ""
+    needed = [f"{path.removesuffix('.xml')}.bin" for path in graphs]
+    needed += [] if "model_index.json" in paths else ["config.json"]
+    needed += [f"{folder}openvino_tokenizer.xml" for folder in _tokenizer_folders(paths)]
+    return _first_missing(needed, paths)
+
+
+def _first_missing(needed: Sequence[str], paths: set[str]) -> str:
+    missing = next((path for path in needed if path not in paths), "")
+    return missing and f"the OpenVINO model is incomplete: {missing} is missing"
 
 
 def _tokenizer_folders(paths: set[str]) -> list[str]:
@@ -141,10 +134,9 @@ def _other_format(there: set[str]) -> str:
 class _Graph:
     """The facts that the text of a graph holds."""
 
-    inputs: set[str] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
     parameters: int = 0
-    weights: dict[str, int] = field(default_factory=dict)
+    weights: Counter[str] = field(default_factory=Counter)
     """Bytes of constants by their type (u4, f16)."""
     end: int = 0
     """The first byte behind all constants in the weights' file."""
@@ -171,17 +163,14 @@ def _read_graph(path: Path) -> _Graph:
         while line := file.readline(65536):
             if "<layer " in line and (found := _LAYER.search(line)):
                 name, kind = found[1], found[2]
-                if kind == "Parameter":
-                    graph.inputs.add(name)
             elif kind == "Const" and (found := _CONSTANT.search(line)):
-                graph.weights[found[1]] = graph.weights.get(found[1], 0) + int(found[4])
+                graph.weights[found[1]] += int(found[4])
                 graph.end = max(graph.end, int(found[3]) + int(found[4]))
                 if not name.endswith(_SCALES):
                     elements = prod(int(edge) for edge in found[2].replace(",", " ").split())
                     graph.parameters += min(elements, _MOST_ELEMENTS)
-            elif kind in {"Parameter", "Result"} or " names=" in line:
-                if found := _NAMES.search(line):
-                    (graph.inputs if kind == "Parameter" else graph.outputs).update(found[1].split(","))
+            elif kind != "Parameter" and " names=" in line and (found := _NAMES.search(line)):
+                graph.outputs.update(found[1].split(","))
             elif "<weight_compression>" in line:
                 compressed = True
             elif compressed and (found := _MODE.search(line)):
@@ -236,15 +225,15 @@ def inspect_folder(path: Path) -> Inspection:
         raise PullError(f"{path.name}: {error.filename} was removed while it was read.") from error
     if not files.config and not files.index:
         raise PullError(f"{path.name}: config.json (or model_index.json) cannot be read: it is not a JSON object.")
-    if kind_of(files) in _WRITERS and "openvino_detokenizer.xml" not in paths:
-        raise PullError(
-            f"{path.name}: the OpenVINO model is incomplete: openvino_detokenizer.xml is missing: {_CONVERT}."
-        )
-    for part, how in files.index.items():
-        graph = f"{part}/openvino_tokenizer.xml"
-        if part.startswith("tokenizer") and isinstance(how, list) and any(how) and graph not in paths:
-            raise PullError(f"{path.name}: the OpenVINO model is incomplete: {graph} is missing: {_CONVERT}.")
-    family = _family(files)
+    kind, family = kind_of(files), _family(files)
+    needed = ["openvino_detokenizer.xml"] if kind in _WRITERS else []
+    needed += [
+        f"{part}/openvino_tokenizer.xml"
+        for part, how in files.index.items()
+        if part.startswith("tokenizer") and isinstance(how, list) and any(how)
+    ]
+    if missing := _first_missing(needed, paths):
+        raise PullError(f"{path.name}: {missing}: {_CONVERT}.")
     parameters = sum(graph.parameters for name, graph in files.graphs.items() if "with_past" not in name)
     details = ModelDetails(
         format="openvino",
@@ -252,9 +241,9 @@ def inspect_folder(path: Path) -> Inspection:
         families=(family,) if family else (),
         parameter_size=parameter_size(parameters),
         quantization_level=_quantization(files),
-        extra=_extra(files, parameters),
+        extra=_extra(files, kind, parameters),
     )
-    return Inspection(kind_of(files), details)
+    return Inspection(kind, details)
 
 
 def _read(path: Path, paths: set[str]) -> _Files:
@@ -271,14 +260,12 @@ def _read(path: Path, paths: set[str]) -> _Files:
             json_of(name)
     graphs = {name: _checked_graph(path, name) for name in sorted(paths) if name.endswith(".xml")}
     written = sorted(name for name in paths if name.startswith(_MORE_TEMPLATES) and name.endswith(".jinja"))
+    template = ""
     if _TEMPLATE in paths:
         written.append(_TEMPLATE)
-        template = ""
     else:
-        told = json_of("chat_template.json").get("chat_template") or json_of("tokenizer_config.json").get(
-            "chat_template"
-        )
-        template = told if isinstance(told, str) else str(told or "")
+        told = (json_of(name).get("chat_template") for name in ("chat_template.json", "tokenizer_config.json"))
+        template = str(next(filter(None, told), ""))
     for name in written:
         with (path / name).open(encoding="utf-8", errors="replace") as file:
             template += file.read(_LARGEST_TEMPLATE)
@@ -378,27 +365,22 @@ def _quantization(files: _Files) -> str:
     """How the weights are stored, such as INT4 or FP16: from openvino_config.json, else from the graphs."""
     settings = files.openvino.get("quantization_config")
     settings = settings if isinstance(settings, dict) else {}
-    told = _text(files.openvino.get("dtype")) or _text(settings.get("dtype"))
-    if not told and isinstance(settings.get("bits"), int):
-        told = f"int{settings['bits']}"
-    if not told:
-        told = next((graph.compression for graph in files.graphs.values() if graph.compression), "")
-    if not told:
-        total: dict[str, int] = {}
-        for graph in files.graphs.values():
-            for weights, size in graph.weights.items():
-                total[weights] = total.get(weights, 0) + size
-        told = max(total, key=lambda weights: total[weights], default="")
-    word = told.partition("_")[0]
+    weights = sum((graph.weights for graph in files.graphs.values()), Counter[str]())
+    told = (
+        _text(files.openvino.get("dtype")),
+        _text(settings.get("dtype")),
+        f"int{settings['bits']}" if isinstance(settings.get("bits"), int) else "",
+        *(graph.compression for graph in files.graphs.values()),
+        *(weight for weight, _size in weights.most_common(1)),
+    )
+    word = next(filter(None, told), "").partition("_")[0]
     bits = re.search(r"\d+", word)
-    if not bits:
-        return word.upper()
-    if word.startswith(("bf", "nf", "mxfp", "fp8")):
+    if not bits or word.startswith(("bf", "nf", "mxfp", "fp8")):
         return word.upper()
     return ("FP" if word.startswith(("f", "fp")) else "INT") + bits[0]
 
 
-def _extra(files: _Files, parameters: int) -> dict[str, Any]:
+def _extra(files: _Files, kind: str, parameters: int) -> dict[str, Any]:
     inner = files.config.get("text_config")
     configs = [files.config, inner if isinstance(inner, dict) else {}]
     extra: dict[str, Any] = {"parameters": parameters}
@@ -410,7 +392,7 @@ def _extra(files: _Files, parameters: int) -> dict[str, Any]:
         number = next((value for value in values if type(value) is int and value > 0), None)
         if number is not None:
             extra[name] = number
-    if kind_of(files) == "chat":
+    if kind == "chat":
         extra["vision"] = any("vision_embeddings" in path for path in files.paths)
         found = features_of_template(files.template)
         extra |= {feature: feature in found for feature in ("tools", "thinking")}

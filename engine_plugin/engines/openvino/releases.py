@@ -31,7 +31,6 @@ _DIGESTS = "https://api.github.com/repos/openvinotoolkit/model_server/releases/t
 
 _VERSION = re.compile(r"v?(\d{4})\.(\d+)(?:\.(\d+))?")
 _OLDEST = (2026, 1, 0)
-_OS_RELEASE = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
 _RED_HATS = {"rhel", "fedora", "centos"}
 _LIBRARIES = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
@@ -150,23 +149,14 @@ def missing_library(words: str) -> str:
 
 
 def _glibc() -> tuple[int, int]:
-    if sys.platform != "linux":
-        return (0, 0)
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-        major, minor = version.split(".")[:2]
-    except (ValueError, OSError):
-        return (0, 0)
-    return (int(major), int(minor)) if name == "glibc" else (0, 0)
+    name, version = platform.libc_ver()
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found and name == "glibc" else (0, 0)
 
 
 def _distributions() -> frozenset[str]:
-    for path in _OS_RELEASE:
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            continue
-        fields = dict(line.split("=", 1) for line in lines if "=" in line)
-        words = f"{fields.get('ID', '')} {fields.get('ID_LIKE', '')}"
-        return frozenset(words.replace('"', "").replace("'", "").lower().split())
-    return frozenset()
+    try:
+        fields = platform.freedesktop_os_release()
+    except OSError:
+        return frozenset()
+    return frozenset(f"{fields['ID']} {fields.get('ID_LIKE', '')}".lower().split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
 
 
-@dataclass
-class Options:
-    hub: str = "huggingface"
-
-
 @pytest.fixture
 async def hub() -> AsyncIterator[HubServer]:
     async with hub_server() as hub:
@@ -44,7 +38,7 @@ async def store(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
     policy = FetchPolicy(connect_s=5, stall_s=5, attempts=2, backoff_s=0.01, longest_wait_s=1)
     environ = {"HF_ENDPOINT": hub.url(""), "MODELSCOPE_ENDPOINT": hub.url("")}
-    store = model_store(tmp_path / "models", Options(), environ, policy)
+    store = model_store(tmp_path / "models", "huggingface", environ, policy)
     try:
         yield store
     finally:
