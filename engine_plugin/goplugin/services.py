@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
-from engine_plugin.server.seam import bind
+from engine_plugin.server.seam import RpcService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from google.protobuf.empty_pb2 import Empty
 
     from engine_plugin.goplugin.stdout import OutputBuffer
-    from engine_plugin.server.seam import Call, RpcService
+    from engine_plugin.server.seam import Call
 
 __all__ = ["own_services"]
 
@@ -21,9 +21,9 @@ __all__ = ["own_services"]
 def own_services(output: OutputBuffer, stop: Callable[[str], None]) -> Sequence[RpcService]:
     """GRPCStdio sends `output`; GRPCController calls `stop` with the reason; GRPCBroker does nothing."""
     return (
-        bind(stdio_pb2.DESCRIPTOR.services_by_name["GRPCStdio"], _Stdio(output)),
-        bind(controller_pb2.DESCRIPTOR.services_by_name["GRPCController"], _Controller(stop)),
-        bind(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], _Broker()),
+        RpcService(stdio_pb2.DESCRIPTOR.services_by_name["GRPCStdio"], _Stdio(output)),
+        RpcService(controller_pb2.DESCRIPTOR.services_by_name["GRPCController"], _Controller(stop)),
+        RpcService(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], _Broker()),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -24,12 +25,13 @@ from engine_plugin.system.addresses import grpc_target, host_of, is_loopback
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
-    from engine_plugin.server.seam import Method, RpcService
+    from engine_plugin.server.seam import RpcService
     from engine_plugin.system.certificates import Identity
 
-__all__ = ["AioServer"]
+__all__ = ["AioServer", "method_handler"]
 
 _NO_LIMIT = 2**31 - 1
 
@@ -132,13 +134,14 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
     return serve
 
 
-def _method_handler(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
-    kind = method_kind(method.streams_request, method.streams_response)
+def method_handler(rpc: MethodDescriptor, handler: Callable[..., Awaitable[Any]]) -> grpc.RpcMethodHandler[Any, Any]:
+    """grpcio's handler for an rpc that `handler` answers."""
+    kind = method_kind(rpc.client_streaming, rpc.server_streaming)
     make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = getattr(grpc, f"{kind}_rpc_method_handler")
     return make(
-        _guard(method.handler, takes_request=not method.streams_request),
-        request_deserializer=_reader(method.request),
-        response_serializer=method.response.SerializeToString,
+        _guard(handler, takes_request=not rpc.client_streaming),
+        request_deserializer=_reader(GetMessageClass(rpc.input_type)),
+        response_serializer=GetMessageClass(rpc.output_type).SerializeToString,
     )
 
 
@@ -165,9 +168,10 @@ class AioServer(RpcServer):
         add_HealthServicer_to_server(self._health, self._server)
 
     def add(self, service: RpcService) -> None:
-        handlers = {name: _method_handler(method) for name, method in service.methods.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
-        self._names.append(service.name)
+        descriptor, servicer = service
+        handlers = {rpc.name: method_handler(rpc, getattr(servicer, rpc.name)) for rpc in descriptor.methods}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
+        self._names.append(descriptor.full_name)
 
     async def start(self, address: str) -> str:
         port = self._bind(address)

@@ -6,21 +6,18 @@ server can replace it by implementing `RpcServer`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
-
-from google.protobuf.message_factory import GetMessageClass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from google.protobuf.descriptor import ServiceDescriptor
     from google.protobuf.message import Message
 
     from engine_plugin.errors import EnginePluginError
 
-__all__ = ["Call", "HostGone", "Method", "RpcError", "RpcServer", "RpcService", "Status", "bind"]
+__all__ = ["Call", "HostGone", "RpcError", "RpcServer", "RpcService", "Status"]
 
 
 class Status(Enum):
@@ -75,53 +72,22 @@ class Call(Protocol):
         """The next message of a streamed request; None after the host's half-close. Raises HostGone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One rpc of a service. Unary requests go to `handler(request, call)`, streamed ones to `handler(call)`.
+class RpcService(NamedTuple):
+    """A gRPC service and the object that answers it, which has a method for each rpc.
 
-    A unary answer is the handler's return value; a streamed one is sent by `call.send`.
+    Unary requests go to `method(request, call)`, streamed ones to `method(call)`. A unary answer is the method's
+    return value; a streamed one is sent by `call.send`.
     """
 
-    name: str
-    request: type[Message]
-    response: type[Message]
-    streams_request: bool
-    streams_response: bool
-    handler: Callable[..., Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class RpcService:
-    """A gRPC service: its full name and its methods by name."""
-
-    name: str
-    methods: Mapping[str, Method]
-
-
-def bind(service: ServiceDescriptor, servicer: object) -> RpcService:
-    """Bind a service's descriptor to the object that answers it, which has a method for each rpc.
-
-    Raises AttributeError when the object lacks a method, so that a missing rpc is found at start-up.
-    """
-    methods = {
-        rpc.name: Method(
-            name=rpc.name,
-            request=GetMessageClass(rpc.input_type),
-            response=GetMessageClass(rpc.output_type),
-            streams_request=rpc.client_streaming,
-            streams_response=rpc.server_streaming,
-            handler=getattr(servicer, rpc.name),
-        )
-        for rpc in service.methods
-    }
-    return RpcService(name=service.full_name, methods=methods)
+    descriptor: ServiceDescriptor
+    servicer: object
 
 
 class RpcServer(Protocol):
     """A gRPC server, created, started and stopped by one owner. It answers health and reflection itself."""
 
     def add(self, service: RpcService) -> None:
-        """Add `service`. Called before `start`."""
+        """Add `service`. Called before `start`. Raises AttributeError when its servicer lacks a method."""
 
     async def start(self, address: str) -> str:
         """Listen on `unix:/path` or `host:port` (port 0: any free port) and return the bound address.

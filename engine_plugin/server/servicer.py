@@ -31,7 +31,7 @@ from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.redaction import sendable
 from engine_plugin.server.hosts import Host
 from engine_plugin.server.payloads import model_name, model_names, pull_request
-from engine_plugin.server.seam import HostGone, RpcError, Status, bind
+from engine_plugin.server.seam import HostGone, RpcError, RpcService, Status
 from engine_plugin.system.limits import NO_FILES, files_in_use
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.models.store import ModelInfo
     from engine_plugin.plugin import Plugin
-    from engine_plugin.server.seam import Call, RpcService
+    from engine_plugin.server.seam import Call
 
 __all__ = ["OK", "ProviderServicer", "provider_service"]
 
@@ -58,7 +58,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["ProviderService"]
 
 def provider_service(plugin: Plugin, host: Host | None = None) -> RpcService:
     """ProviderService for an RpcServer, with what `host` needs beyond the contract."""
-    return bind(_SERVICE, ProviderServicer(plugin, host or Host()))
+    return RpcService(_SERVICE, ProviderServicer(plugin, host or Host()))
 
 
 def _unary(

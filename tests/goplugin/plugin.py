@@ -145,9 +145,9 @@ async def load() -> HostedPlugin:
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.Event().wait()
     from engine_plugin.protocol.stubs import provider_pb2
-    from engine_plugin.server.seam import bind
+    from engine_plugin.server.seam import RpcService
 
-    service = bind(provider_pb2.DESCRIPTOR.services_by_name["ProviderService"], Provider())
+    service = RpcService(provider_pb2.DESCRIPTOR.services_by_name["ProviderService"], Provider())
     return HostedPlugin((service,), aclose)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
 from engine_plugin.server.grpc_aio import AioServer
-from engine_plugin.server.seam import Call, RpcError, RpcServer, Status, bind
+from engine_plugin.server.seam import Call, RpcError, RpcServer, RpcService, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -294,7 +294,7 @@ async def main() -> None:
 
         server = TlsServer(host_certificates(os.environ["PLUGIN_CLIENT_CERT"]), os.environ.get("FAKE_SOCKETS", ""))
         certificate = base64.b64encode(Identity.create().certificate).decode()
-    server.add(bind(pb.DESCRIPTOR.services_by_name["ProviderService"], Recorder(Fake())))
+    server.add(RpcService(pb.DESCRIPTOR.services_by_name["ProviderService"], Recorder(Fake())))
     for file, name in (
         (controller_pb2, "GRPCController"),
         (stdio_pb2, "GRPCStdio"),
@@ -302,7 +302,7 @@ async def main() -> None:
     ):
         if MODE == "plain":
             break  # a server by hand knows nothing of go-plugin
-        server.add(bind(file.DESCRIPTOR.services_by_name[name], go_plugin))
+        server.add(RpcService(file.DESCRIPTOR.services_by_name[name], go_plugin))
     sockets = os.environ.get("FAKE_SOCKETS")
     wanted = f"unix:{sockets}/{os.getpid()}.sock" if sockets else "127.0.0.1:0"
     address = await server.start(wanted)

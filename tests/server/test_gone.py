@@ -16,7 +16,7 @@ from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2
 from engine_plugin.server import grpc_aio
 from engine_plugin.server.grpc_aio import AioServer
-from engine_plugin.server.seam import bind
+from engine_plugin.server.seam import RpcService
 from engine_plugin.server.servicer import provider_service
 from tests.patience import LIMIT, within
 
@@ -96,10 +96,11 @@ async def test_host_that_leaves_during_a_send_is_not_logged_as_a_failure(
     rpc: str, request_: object, error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
     plugin, context = Talker(), Gone(error, request_)
-    method = provider_service(cast("Plugin", plugin)).methods[rpc]
-    serve = grpc_aio._guard(method.handler, takes_request=not method.streams_request)
+    descriptor, servicer = provider_service(cast("Plugin", plugin))
+    handler = grpc_aio.method_handler(descriptor.methods_by_name[rpc], getattr(servicer, rpc))
+    serve = handler.stream_stream if handler.request_streaming else handler.unary_stream
     with caplog.at_level(logging.INFO), pytest.raises(asyncio.CancelledError):
-        await serve(request_, cast("Any", context))
+        await cast("Any", serve)(request_, context)
     assert context.sends == 1, "nothing is sent after the client left"
     assert plugin.left
     assert caplog.records == []
@@ -136,7 +137,7 @@ class Broker:
 async def test_stopped_server_has_no_running_calls(short_dir: Path) -> None:
     """An event loop that ends with tasks of grpcio's under way has grpcio log an error."""
     broker, server = Broker(), AioServer()
-    server.add(bind(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], broker))
+    server.add(RpcService(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], broker))
     address = await server.start(f"unix:{short_dir / 'sock'}")
     async with grpc.aio.insecure_channel(address) as channel:
         call: Any = channel.stream_stream("/plugin.GRPCBroker/StartStream")(timeout=LIMIT)

@@ -20,7 +20,7 @@ from engine_plugin.protocol.stubs.goplugin import controller_pb2
 from engine_plugin.server import peers
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.peers import LocalPeers
-from engine_plugin.server.seam import RpcService, bind
+from engine_plugin.server.seam import RpcService
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Controller:
 @asynccontextmanager
 async def served(controller: Controller, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
     server = AioServer()
-    service: RpcService = bind(controller_pb2.DESCRIPTOR.services_by_name["GRPCController"], controller)
+    service = RpcService(controller_pb2.DESCRIPTOR.services_by_name["GRPCController"], controller)
     server.add(service)
     bound = await server.start(address)
     try:
