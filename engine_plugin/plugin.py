@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
-    from engine_plugin.engines.base import Engine, Health, Progress
+    from engine_plugin.engines.base import Engine, Health
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import ModelInfo, PullRequest
     from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
     from engine_plugin.services import RequestValidator
 
-__all__ = ["MODES", "Plugin"]
+__all__ = ["MODES", "Plugin", "ProgressLog"]
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Plugin:
         self._status = OperateStatus.RUNNING
         self._defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
         self._available = AvailableModels(engine.list_models)
-        self._missing = MissingModels(engine.pull_model, lambda: _progress_log("PullModel"))
+        self._missing = MissingModels(engine.pull_model, lambda: ProgressLog("PullModel"))
 
     async def aclose(self) -> None:
         """Stop the engine and release what the plugin holds. The plugin is not used afterwards."""
@@ -328,12 +328,12 @@ class Plugin:
     async def install(self, *, cover: bool) -> str:
         """Install the engine's software; returns what is installed."""
         async with deadline(deadlines.INSTALL, "InstallEngine"):
-            return await self.engine.install(_progress_log("InstallEngine"), cover=cover)
+            return await self.engine.install(ProgressLog("InstallEngine"), cover=cover)
 
     async def upgrade(self) -> str:
         """Upgrade the engine's software; returns what is installed."""
         async with deadline(deadlines.INSTALL, "UpgradeEngine"):
-            return await self.engine.upgrade(_progress_log("UpgradeEngine"))
+            return await self.engine.upgrade(ProgressLog("UpgradeEngine"))
 
     async def init_env(self) -> None:
         """Create the directories and settings that a start needs."""
@@ -397,32 +397,27 @@ def _cannot_serve(health: Health) -> UnavailableError:
     return error
 
 
-def _progress_log(operation: str) -> Progress:
-    """Return a callback that logs progress, marked with `progress` so that a host's log can show the steps.
+class ProgressLog:
+    """A callback that logs progress, marked with `progress` so that a host's log can show the steps.
 
     A download logs each percent, at most twice a second, with its `completed` and `total` bytes.
     """
-    throttle = _Throttle()
 
-    def log_step(step: str | ChunkProgress) -> None:
-        if isinstance(step, str):
-            log.info("%s", step, extra={"progress": operation})
-        elif throttle.is_due(step):
-            of = f" of {byte_size(step.total)}" if step.total else ""
-            numbers = {"completed": step.completed, "total": step.total, "digest": step.digest}
-            log.info("%s%s downloaded", byte_size(step.completed), of, extra={"progress": operation, **numbers})
-
-    return log_step
-
-
-class _Throttle:
-    """Decides which of many progress events are logged."""
-
-    def __init__(self) -> None:
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
         self._last: tuple[object, ...] = ()
         self._at = 0.0
 
-    def is_due(self, step: ChunkProgress) -> bool:
+    def __call__(self, step: str | ChunkProgress) -> None:
+        if isinstance(step, str):
+            log.info("%s", step, extra={"progress": self._operation})
+        elif self._is_due(step):
+            of = f" of {byte_size(step.total)}" if step.total else ""
+            numbers = {"completed": step.completed, "total": step.total, "digest": step.digest}
+            extra = {"progress": self._operation, **numbers}
+            log.info("%s%s downloaded", byte_size(step.completed), of, extra=extra)
+
+    def _is_due(self, step: ChunkProgress) -> bool:
         share = 100 * step.completed // step.total if step.total else step.completed // _LINE_BYTES
         now, over = (step.digest, step.total, share), 0 < step.total == step.completed
         if now == self._last or (time.monotonic() < self._at + _LINE_S and not over):

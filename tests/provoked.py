@@ -45,7 +45,7 @@ PROVOKED: Mapping[str, str] = {
     "checksum-mismatch": "models/test_store.py::test_a_wrong_digest_leaves_nothing",
     "service-unsupported": "engines/openai/test_services.py::test_missing_speech_endpoint_is_reported",
     "stream-unsupported": "engines/openvino/driver/test_services.py::test_other_services_do_not_stream",
-    "deadline-exceeded": "test_plugin.py::test_lifecycle_calls_have_a_timeout",
+    "deadline-exceeded": "test_plugin_deadlines.py::test_lifecycle_calls_have_a_timeout",
 }
 """An entry's id and a test below tests/; one that ends inside `[` names the cases that begin so, others all cases."""
 

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from engine_plugin.download.events import ChunkProgress
-from engine_plugin.plugin import _progress_log
+from engine_plugin.plugin import ProgressLog
 
 if TYPE_CHECKING:
     import pytest
@@ -17,7 +17,7 @@ def test_progress_of_a_download_takes_few_lines(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("engine_plugin.plugin.time.monotonic", lambda: now)
-    tell = _progress_log("InstallEngine")
+    tell = ProgressLog("InstallEngine")
     with caplog.at_level(logging.INFO):
         tell("fetching it")
         for completed in range(0, 1_000_001, 1000):  # a tenth of a percent each, ten a second
@@ -41,7 +41,7 @@ def test_progress_of_unknown_size_is_logged_in_steps(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("engine_plugin.plugin.time.monotonic", lambda: now)
-    tell = _progress_log("InstallEngine")
+    tell = ProgressLog("InstallEngine")
     with caplog.at_level(logging.INFO):
         for step in range(65):
             now += 0.6

@@ -47,7 +47,7 @@ class Hosted:
         self._grown = asyncio.Event()
         self._stderr = asyncio.create_task(self._read_stderr())
         self._channel: grpc.aio.Channel | None = None
-        self._identity: Identity | None = None
+        self.identity: Identity | None = None
 
     @classmethod
     async def start(cls, module: str = "tests.goplugin.plugin", *, tls: bool = False, **changes: str) -> Hosted:
@@ -59,7 +59,7 @@ class Hosted:
             sys.executable, "-m", module, stdout=pipe, stderr=pipe, stdin=pipe, env=environ(**changes), cwd=ROOT
         )
         hosted = cls(process)
-        hosted._identity = identity
+        hosted.identity = identity
         return hosted
 
     async def announced(self) -> Hosted:
@@ -89,10 +89,10 @@ class Hosted:
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
             ]
-            if self._identity is None:
+            if self.identity is None:
                 self._channel = grpc.aio.insecure_channel(target, options=options)
             else:
-                identity, trusted = self._identity, der_to_pem(self.certificate)
+                identity, trusted = self.identity, der_to_pem(self.certificate)
                 credentials = grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
                 options.append(("grpc.ssl_target_name_override", "localhost"))
                 self._channel = grpc.aio.secure_channel(target, credentials, options=options)

@@ -32,7 +32,11 @@ print("watching", flush=True)
 watchdog.wait_until_host_gone(parent)
 print("gone", os.getppid() != parent, flush=True)
 """
-WITHOUT_PIDFD = "watchdog._wait_for_pidfd = lambda parent: None"
+WITHOUT_PIDFD = """
+def refuse(pid):
+    raise OSError("no such call")
+os.pidfd_open = refuse
+"""
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Self
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from engine_plugin.system.certificates import Identity, load_identity
@@ -27,6 +27,8 @@ def host_identity(
 ) -> Identity:
     """What a go-plugin host has: a certificate on P-521. `signer` makes it another's, negative `lasts` an old one."""
     key = ec.generate_private_key(curve())
+    signing_key = load_pem_private_key(signer.key_pem(), None) if signer else key
+    assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "another host" if signer else "localhost")])
     issuer = x509.load_der_x509_certificate(signer.certificate).subject if signer else subject
     now = datetime.now(UTC)
@@ -38,7 +40,7 @@ def host_identity(
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .sign(signer._key if signer else key, hashes.SHA512())
+        .sign(signing_key, hashes.SHA512())
     )
     return Identity(certificate.public_bytes(Encoding.DER), key)
 

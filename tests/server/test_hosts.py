@@ -17,7 +17,7 @@ from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.server import grpc_aio
 from engine_plugin.server.grpc_aio import AioServer
-from engine_plugin.server.seam import bind
+from engine_plugin.server.seam import RpcService
 from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
 from tests.goplugin.conftest import start as start  # noqa: PLC0414
 from tests.goplugin.tls_client import GREETING, TlsClient, client_context
@@ -82,8 +82,8 @@ async def test_pings_without_a_call_are_answered(short_dir: Path) -> None:
 @pytest.mark.promise("L4")
 async def test_pings_through_tls_are_answered(launch: Launch) -> None:
     plugin = await launch(tls=True)
-    assert plugin._identity is not None
-    context = client_context(plugin._identity, plugin.certificate)
+    assert plugin.identity is not None
+    context = client_context(plugin.identity, plugin.certificate)
     async with await TlsClient.connect(f"unix:{plugin.address}", context) as client:
         await client.greet()
         async with asyncio.timeout(LIMIT):
@@ -121,7 +121,7 @@ async def streamed(channel: grpc.aio.Channel, data: bytes = b"") -> str:
 async def test_thousand_concurrent_streams_are_answered(short_dir: Path) -> None:
     """All requests are sent before the server's process reads the first."""
     server = AioServer()
-    server.add(bind(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
+    server.add(RpcService(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
     await server.start(f"unix:{short_dir}/sock")
     try:
         async with grpc.aio.insecure_channel(f"unix:{short_dir}/sock") as channel, asyncio.timeout(LIMIT):
@@ -139,7 +139,7 @@ async def test_oversized_message_ends_only_its_own_call(short_dir: Path, monkeyp
     monkeypatch.setattr(grpc_aio, "_OPTIONS", (("grpc.max_receive_message_length", limit),))
     monkeypatch.setattr(link, "MOST_MESSAGE", limit)
     server = AioServer()
-    server.add(bind(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
+    server.add(RpcService(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
     address = await server.start(f"unix:{short_dir}/sock")
     try:
         async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(LIMIT):
