@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "goplugin": {"protocol", "server"} | BASE,
     "app": {"engines/base", "goplugin", "manifest", "plugin", "protocol", "server"} | BASE,
     "host": {"manifest", "protocol"} | BASE,
-    "cli": {"app", "engines/base", "host", "manifest", "models", "process", "server"} | BASE,
+    "cli": {"app", "engines/base", "host", "manifest", "models", "process", "server", "speech"} | BASE,
 }
 
 SHARED = {

@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from engine_plugin import redaction
-from engine_plugin.cli.main import _explain, main
+from engine_plugin.cli.advice import explained
+from engine_plugin.cli.main import main
 from engine_plugin.download.events import Error, Status, progress_json
 from engine_plugin.errors import DownloadError
 from engine_plugin.goplugin.hclog import HclogFormatter
@@ -109,4 +110,4 @@ def test_secrets_are_not_printed_to_a_terminal(capsys: pytest.CaptureFixture[str
             main(arguments)
         said = capsys.readouterr()
         assert "pa55" not in said.err + said.out
-    assert _explain(DownloadError("http:/me:pa55@host")) == "http:/***@host"
+    assert explained(DownloadError("http:/me:pa55@host")) == "http:/***@host"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine_plugin.cli.lookup import default_model, is_model
+from engine_plugin.cli.lookup import default_model, is_model, present
 from engine_plugin.cli.output import say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.progress import show_pull
@@ -32,7 +32,7 @@ async def model_to_call(
     wanted = model or await default_model(client, service)
     if not wanted or is_cloud_name(wanted):  # cloud models have no files to pull
         return model
-    if any(is_model(entry, wanted) for entry in await client.list_models()):
+    if await present(client, [wanted]):
         return model
     say(f"model {wanted} is missing; pulling it")
     try:

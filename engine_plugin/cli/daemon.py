@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,6 +19,8 @@ from engine_plugin.process.python import own_command, own_environ
 from engine_plugin.system.files import in_thread, make_private, private_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine_plugin.manifest import Manifest
 
 __all__ = ["end_server", "start_server"]
@@ -73,7 +74,9 @@ def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
-    with open(log, "wb", opener=_private) as output:  # Path.open takes no opener
+    log.touch(0o600)
+    make_private(log)
+    with log.open("wb") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -83,12 +86,6 @@ def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
             env=own_environ(os.environ) | {LOG_VARIABLE: str(log)},
             **apart,
         )
-
-
-def _private(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags, 0o600)
-    make_private(Path(path))
-    return descriptor
 
 
 async def end_server(record: ServerRecord) -> None:

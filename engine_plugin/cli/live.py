@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from engine_plugin.cli.files import STANDARD, pieces
 from engine_plugin.cli.output import as_shown, harmless, print_json, say
 from engine_plugin.cli.session import serving
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
+from engine_plugin.speech.subtitles import Segment, srt, vtt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -148,19 +148,9 @@ class _Sentences:
         if self._form == "text":
             click.echo(text)
             return
-        begin, end = (self._stamp(sentence.get(name) or 0) for name in ("begin_time", "end_time"))
-        srt = self._form == "srt"
-        number = f"{self.sentences}\n" if srt else ""
-        # Spoken text must not be parsed as a tag or as the arrow between a cue's times.
-        text = text.replace("-->", "->") if srt else html.escape(text, quote=False)
-        click.echo(f"{number}{begin} --> {end}\n{text}\n")
-
-    def _stamp(self, milliseconds: int) -> str:
-        seconds, rest = divmod(int(milliseconds), 1000)
-        minutes, seconds = divmod(seconds, 60)
-        hours, minutes = divmod(minutes, 60)
-        point = "," if self._form == "srt" else "."
-        return f"{hours:02}:{minutes:02}:{seconds:02}{point}{rest:03}"
+        begin, end = (int(sentence.get(name) or 0) / 1000 for name in ("begin_time", "end_time"))
+        cues = [Segment(begin, end, text)]
+        click.echo(srt(cues, first=self.sentences) if self._form == "srt" else vtt(cues, header=""))
 
 
 def _end_of(text: str) -> str:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from engine_plugin.errors import EnginePluginError, NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine_plugin.host import ModelEntry, PluginClient
 
-__all__ = ["default_model", "entry_of", "is_model", "missing"]
+__all__ = ["default_model", "entry_of", "is_model", "missing", "present"]
 
 _LATEST = ":latest"
 
@@ -18,6 +20,12 @@ def is_model(entry: ModelEntry, wanted: str) -> bool:
     """Return whether a list entry is the wanted model, by its name (with or without `:latest`) or a reference."""
     name = entry.get("name", "").removesuffix(_LATEST)
     return name == wanted.removesuffix(_LATEST) or wanted in entry.get("references", ())
+
+
+async def present(client: PluginClient, names: Sequence[str]) -> list[str]:
+    """Return those of the names that belong to an existing model, as names or references."""
+    listed = await client.list_models()
+    return [name for name in names if any(is_model(entry, name) for entry in listed)]
 
 
 async def default_model(client: PluginClient, service: str) -> str:

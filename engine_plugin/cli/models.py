@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from engine_plugin.cli import cells
-from engine_plugin.cli.lookup import entry_of, is_model
+from engine_plugin.cli.lookup import entry_of, is_model, present
 from engine_plugin.cli.names import model_names
 from engine_plugin.cli.options import Group
 from engine_plugin.cli.output import print_fields, print_json, print_line, print_table, report, say
@@ -97,7 +97,7 @@ async def unload(options: Options, names: tuple[str, ...]) -> None:
 async def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
     """Delete models and unfinished pulls. Asks for confirmation at a terminal."""
     async with plugin(options) as client:
-        asked = [] if yes or not sys.stdin.isatty() else await _present(client, names)
+        asked = [] if yes or not sys.stdin.isatty() else await present(client, names)
         if asked and not await _confirmed(f"Delete {', '.join(asked)}?"):
             say("nothing deleted")
             click.get_current_context().exit(1)
@@ -117,12 +117,6 @@ async def _confirmed(question: str) -> bool:
     except (EOFError, KeyboardInterrupt):  # the prompt reads Ctrl-C as a key
         return False
     return answer.strip().lower() in {"y", "yes"}
-
-
-async def _present(client: PluginClient, names: Sequence[str]) -> list[str]:
-    """Return the names of existing models, which need confirmation before they are deleted."""
-    listed = await client.list_models()
-    return [name for name in names if any(is_model(entry, name) for entry in listed)]
 
 
 def _from_here(source: str) -> str:

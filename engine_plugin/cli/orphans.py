@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import sys
 from typing import TYPE_CHECKING
 
 import psutil
@@ -16,47 +14,34 @@ if TYPE_CHECKING:
 
 __all__ = ["reaping_orphans"]
 
-_SETTLED = 1.0  # seconds, after which asyncio has waited for any child that this process spawned
-
 
 @contextlib.contextmanager
-def reaping_orphans() -> Iterator[None]:
-    """Inside the block, reap inherited processes that exit and would stay zombies.
+def reaping_orphans(interval: float = 5.0) -> Iterator[None]:
+    """Inside the block, reap inherited processes that exit and would stay zombies. `interval` is in seconds.
 
     An orphan becomes a child of process 1. asyncio waits at once for the children that this process spawned, so a
-    child that is still a zombie a second later was inherited.
+    child that is a zombie in two successive looks was inherited.
     """
-    if sys.platform == "win32" or not _inherits():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    looking: list[asyncio.TimerHandle] = []
-
-    def look_soon() -> None:
-        if not looking:
-            looking.append(loop.call_later(_SETTLED, look, _zombies()))
-
-    def look(before: set[int]) -> None:
-        looking.clear()
-        now = _zombies()
-        for pid in before & now:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-        if now - before:
-            look_soon()
-
-    loop.add_signal_handler(signal.SIGCHLD, look_soon)
-    look_soon()
+    reaping = asyncio.create_task(_keep_reaping(interval))
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGCHLD)
-        for handle in looking:
-            handle.cancel()
+        reaping.cancel()
 
 
-def _inherits() -> bool:
-    return os.getpid() == 1
+async def _keep_reaping(interval: float) -> None:
+    before: set[int] = set()
+    while True:
+        now = _zombies()
+        _reap(before & now)
+        before = now - before
+        await asyncio.sleep(interval)
+
+
+def _reap(pids: set[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _zombies() -> set[int]:

@@ -11,7 +11,7 @@ import socket
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -65,10 +65,11 @@ async def _serve(options: Options, manifest: Manifest, address: str | None) -> N
     from engine_plugin.system.limits import raise_file_limit
 
     raise_file_limit()
-    with _address_source(manifest, address) as source, _stop_signals() as stopped, reaping_orphans():
+    reaping = reaping_orphans() if os.getpid() == 1 else contextlib.nullcontext()
+    with _address_source(manifest, address) as (choose, on_bound), _stop_signals() as stopped, reaping:
         plugin = build(manifest)
         try:
-            async with listening(plugin.services, source.choose, source.on_bound) as bound:
+            async with listening(plugin.services, choose, on_bound) as bound:
                 _announce(options, manifest, bound)
                 await stopped.wait()
                 say("stopping the engine")
@@ -84,18 +85,16 @@ async def _close(closing: Awaitable[None]) -> None:
         raise DeadlineError(f"the engine did not stop within {_ENGINE_STOP:g} s; it ends with this process") from None
 
 
-class _AddressSource(NamedTuple):
-    """Two callbacks: `choose` returns an address to listen at, `on_bound` receives the bound one."""
-
-    choose: Callable[[], str]
-    on_bound: Callable[[str], None]
-
-
 @contextmanager
-def _address_source(manifest: Manifest, address: str | None) -> Iterator[_AddressSource]:
-    """Yield the source of the address. For the default address a record exists until the end of the block."""
+def _address_source(
+    manifest: Manifest, address: str | None
+) -> Iterator[tuple[Callable[[], str], Callable[[str], None]]]:
+    """Yield two callbacks: the first returns an address to listen at, the second receives the bound one.
+
+    For the default address a record exists until the end of the block.
+    """
     if address is not None:
-        yield _AddressSource(lambda: _free(address), lambda _bound: None)
+        yield lambda: _free(address), lambda _bound: None
         return
     from filelock import Timeout
 
@@ -119,7 +118,7 @@ def _address_source(manifest: Manifest, address: str | None) -> Iterator[_Addres
         def on_bound(bound: str) -> None:
             records.write(ServerRecord.of_this_process(bound, os.environ.get(LOG_VARIABLE, "")))
 
-        yield _AddressSource(lambda: records.choose(cleanup), on_bound)
+        yield lambda: records.choose(cleanup), on_bound
 
 
 @contextmanager

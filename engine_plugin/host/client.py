@@ -10,14 +10,15 @@ import grpc.aio
 
 from engine_plugin.errors import PullError
 from engine_plugin.host.generic import call_json
-from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress, pull_request
-from engine_plugin.host.streams import BidiCall, ChunkStream
+from engine_plugin.host.link import method
+from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress
+from engine_plugin.host.streams import BidiCall, Call, ChunkStream
 from engine_plugin.protocol.shapes import EngineCheck, OperateStatus
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import controller_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 
     from engine_plugin.host.link import Link
     from engine_plugin.protocol.shapes import EngineConfig, ModelEntry, PullOptions, PullProgress
@@ -109,7 +110,7 @@ class PluginClient:
 
     async def get_manifest(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the plugin's manifest as a dict."""
-        response = await self._link.unary("GetManifest", pb.GetManifestRequest(), timeout)
+        response = await self._link.unary("GetManifest", timeout)
         return parse_object(response.manifest_json, "GetManifest")
 
     async def invoke(
@@ -122,10 +123,8 @@ class PluginClient:
         self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
     ) -> bytes:
         """Call a service once and return the answer as the bytes that the plugin sent."""
-        message = invocation(service, request, auth)
-        response = await self._link.unary("InvokeService", message, timeout)
-        data: bytes = response.response_data
-        return data
+        response = await self._link.unary("InvokeService", timeout, **invocation(service, request, auth))
+        return bytes(response.response_data)
 
     def stream(
         self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
@@ -134,11 +133,11 @@ class PluginClient:
 
         An async context manager and iterator of bytes; leaving the context cancels the call.
         """
-        return ChunkStream(self._link, invocation(service, request, auth), timeout)
+        return ChunkStream(self._link, timeout, pb.InvokeServiceRequest(**invocation(service, request, auth)))
 
     def invoke_bidi(self, service: str, *, timeout: float | None = None, auth: str = "") -> BidiCall:
         """Begin a conversation with a service (speech-to-text-ws)."""
-        return BidiCall(self._link, service, auth, timeout)
+        return BidiCall(self._link, timeout, service, auth)
 
     def call_json(
         self,
@@ -159,69 +158,64 @@ class PluginClient:
 
     async def health_check(self, *, timeout: float | None = None) -> str:
         """Return the health message of the engine. Raises UnavailableError if it cannot serve."""
-        message: str = (await self._link.unary("HealthCheck", pb.HealthCheckRequest(), timeout)).message
-        return message
+        return str((await self._link.unary("HealthCheck", timeout)).message)
 
     async def get_operate_status(self, *, timeout: float | None = None) -> OperateStatus:
         """Return the state of the engine: stopped, running or failed."""
-        response = await self._link.unary("GetOperateStatus", pb.GetOperateStatusRequest(), timeout)
+        response = await self._link.unary("GetOperateStatus", timeout)
         return OperateStatus(response.status)
 
     async def set_operate_status(self, status: OperateStatus, *, timeout: float | None = None) -> None:
         """Set the status that GetOperateStatus returns."""
-        await self._link.unary("SetOperateStatus", pb.SetOperateStatusRequest(status=status), timeout)
+        await self._link.unary("SetOperateStatus", timeout, status=status)
 
     async def set_auth(self, auth_type: str, credentials: Mapping[str, str], *, timeout: float | None = None) -> None:
         """Set the credentials of a remote provider."""
-        await self._link.unary("SetAuth", pb.SetAuthRequest(auth_type=auth_type, credentials=credentials), timeout)
+        await self._link.unary("SetAuth", timeout, auth_type=auth_type, credentials=credentials)
 
     async def validate_auth(self, *, timeout: float | None = None) -> None:
         """Check the credentials. Raises AuthError."""
-        await self._link.unary("ValidateAuth", pb.ValidateAuthRequest(), timeout)
+        await self._link.unary("ValidateAuth", timeout)
 
     async def refresh_auth(self, *, timeout: float | None = None) -> None:
         """Renew the credentials. Raises AuthError."""
-        await self._link.unary("RefreshAuth", pb.RefreshAuthRequest(), timeout)
+        await self._link.unary("RefreshAuth", timeout)
 
     # The engine.
 
     async def start_engine(self, mode: str = "auto", *, timeout: float | None = None) -> None:
         """Start the engine and return when it is ready; `mode` is auto, cpu, gpu or npu."""
-        await self._link.unary("StartEngine", pb.StartEngineRequest(mode=mode), timeout)
+        await self._link.unary("StartEngine", timeout, mode=mode)
 
     async def stop_engine(self, *, timeout: float | None = None) -> None:
         """Stop the engine; the plugin keeps running."""
-        await self._link.unary("StopEngine", pb.StopEngineRequest(), timeout)
+        await self._link.unary("StopEngine", timeout)
 
     async def get_config(self, *, timeout: float | None = None) -> EngineConfig:
         """Return the location of the engine and its recommended model."""
-        response = await self._link.unary("GetConfig", pb.GetConfigRequest(), timeout)
+        response = await self._link.unary("GetConfig", timeout)
         return cast("EngineConfig", parse_object(response.config_json, "GetConfig"))
 
     async def check_engine(self, *, timeout: float | None = None) -> EngineCheck:
         """Check whether the engine's software is installed; the result is true or false and has a `detail`."""
-        response = await self._link.unary("CheckEngine", pb.CheckEngineRequest(), timeout)
+        response = await self._link.unary("CheckEngine", timeout)
         return EngineCheck(response.installed, response.message)
 
     async def install_engine(self, *, cover: bool = False, timeout: float | None = None) -> str:
         """Install the engine's software and return the plugin's message; `cover` reinstalls it."""
-        message: str = (
-            await self._link.unary("InstallEngine", pb.InstallEngineRequest(cover=cover), timeout)
-        ).message
-        return message
+        return str((await self._link.unary("InstallEngine", timeout, cover=cover)).message)
 
     async def init_env(self, *, timeout: float | None = None) -> None:
         """Prepare what the engine needs to start."""
-        await self._link.unary("InitEnv", pb.InitEnvRequest(), timeout)
+        await self._link.unary("InitEnv", timeout)
 
     async def upgrade_engine(self, *, timeout: float | None = None) -> str:
         """Upgrade the engine's software to the version in the manifest and return the plugin's message."""
-        message: str = (await self._link.unary("UpgradeEngine", pb.UpgradeEngineRequest(), timeout)).message
-        return message
+        return str((await self._link.unary("UpgradeEngine", timeout)).message)
 
     async def get_version(self, *, timeout: float | None = None) -> str:
         """Return the version of the engine."""
-        response = await self._link.unary("GetVersion", pb.GetVersionRequest(request_json=b"{}"), timeout)
+        response = await self._link.unary("GetVersion", timeout, request_json=b"{}")
         return str(parse_object(response.response_json, "GetVersion").get("version", ""))
 
     # Models.
@@ -230,9 +224,8 @@ class PluginClient:
         self, model: str, *, timeout: float | None = None, **options: Unpack[PullOptions]
     ) -> PullProgress:
         """Pull a model and return the last progress, whose status is "success". Raises PullError."""
-        request = pb.PullModelRequest(request_json=pull_request(model, options, stream=False))
-        response = await self._link.unary("PullModel", request, timeout)
-        last = progress(response.response_json)
+        request = dump(model=model, stream=False, **options)
+        last = progress((await self._link.unary("PullModel", timeout, request_json=request)).response_json)
         if last.get("status") != "success":
             raise PullError(f"the pull of {model} ended with {last.get('status')!r}")
         return last
@@ -244,49 +237,41 @@ class PluginClient:
 
         Closing the iterator (`contextlib.aclosing`) ends the pull; the next pull resumes it.
         """
-        request = pb.PullModelStreamRequest(request_json=pull_request(model, options, stream=True))
-        call = self._link.open("PullModelStream", request, timeout=timeout)
-        try:
-            while (response := await self._link.attempt(call.read())) is not grpc.aio.EOF:
-                await self._link.check(response, call)
+        request = pb.PullModelStreamRequest(request_json=dump(model=model, stream=True, **options))
+        async with Call(self._link, "PullModelStream", timeout, request) as call:
+            async for response in call:
                 step = progress(response.data)
                 if "error" in step:  # a message with the code follows
                     continue
                 yield step
                 if step.get("status") == "success":
                     return
-        finally:
-            call.cancel()
         raise PullError(f"the plugin ended the pull of {model} before it was complete; pull again to resume")
 
     async def delete_model(self, model: str, *, timeout: float | None = None) -> None:
         """Delete a model from this machine."""
-        await self._link.unary("DeleteModel", pb.DeleteModelRequest(request_json=dump(model=model)), timeout)
+        await self._link.unary("DeleteModel", timeout, request_json=dump(model=model))
 
     async def list_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
         """Return the models that a call can name."""
-        response = await self._link.unary("ListModels", pb.ListModelsRequest(), timeout)
+        response = await self._link.unary("ListModels", timeout)
         return models(response.response_json, "ListModels")
 
     async def load_model(self, model: str, *, timeout: float | None = None) -> None:
         """Load a model into memory and return when it can answer."""
-        await self._link.unary("LoadModel", pb.LoadModelRequest(request_json=dump(model=model)), timeout)
+        await self._link.unary("LoadModel", timeout, request_json=dump(model=model))
 
     async def unload_model(self, *models: str, timeout: float | None = None) -> None:
         """Unload models from memory, after their running requests."""
-        request = pb.UnloadModelRequest(request_json=dump(models=list(models)))
-        await self._link.unary("UnloadModel", request, timeout)
+        await self._link.unary("UnloadModel", timeout, request_json=dump(models=list(models)))
 
     async def running_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
         """Return the models in memory."""
-        response = await self._link.unary("GetRunningModels", pb.GetRunningModelsRequest(), timeout)
+        response = await self._link.unary("GetRunningModels", timeout)
         return models(response.response_json, "GetRunningModels")
 
 
 def _shutdown(channel: grpc.aio.Channel) -> Awaitable[Any]:
-    shutdown: Callable[..., Awaitable[Any]] = channel.unary_unary(
-        "/plugin.GRPCController/Shutdown",
-        request_serializer=controller_pb2.Empty.SerializeToString,
-        response_deserializer=controller_pb2.Empty.FromString,
-    )
-    return shutdown(controller_pb2.Empty(), timeout=_SHUTDOWN_RPC)
+    rpc = controller_pb2.DESCRIPTOR.services_by_name["GRPCController"].methods_by_name["Shutdown"]
+    call: Awaitable[Any] = method(channel, rpc)(controller_pb2.Empty(), timeout=_SHUTDOWN_RPC)
+    return call

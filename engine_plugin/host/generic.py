@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import grpc.aio
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.host.link import SERVICE
+from engine_plugin.host.streams import Call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -34,22 +34,17 @@ async def call_json(
     if len(parts) != 1 and not rpc.client_streaming:
         raise InvalidRequestError(f"{rpc.name} takes one JSON object")
     messages = [_message(rpc.input_type, part) for part in parts]
-    if not rpc.client_streaming:
-        call = link.open(rpc.name, messages[0], timeout=timeout)
-    else:
-        call = link.open(rpc.name, timeout=timeout)
-    try:
+    if not rpc.server_streaming:
+        yield _shape(await link.attempt(link.open(rpc.name, *messages, timeout=timeout)))
+        return
+    begun_with = [] if rpc.client_streaming else messages
+    async with Call(link, rpc.name, timeout, *begun_with, checked=False) as call:
         if rpc.client_streaming:
             for message in messages:
-                await link.attempt(call.write(message))
-            await link.attempt(call.done_writing())
-        if not rpc.server_streaming:
-            yield _shape(await link.attempt(call))
-            return
-        while (answer := await link.attempt(call.read())) is not grpc.aio.EOF:
+                await call.write(message)
+            await call.done_sending()
+        async for answer in call:
             yield _shape(answer)
-    finally:
-        call.cancel()
 
 
 def _rpc(name: str) -> MethodDescriptor:

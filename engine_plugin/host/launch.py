@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from engine_plugin.errors import NotFoundError, PluginProcessError, UnavailableError, UnsupportedError
 from engine_plugin.host.client import PluginClient
 from engine_plugin.host.handshake import plugin_environment
-from engine_plugin.host.link import CHANNEL_OPTIONS, Link
+from engine_plugin.host.link import CHANNEL_OPTIONS, Link, method
 from engine_plugin.host.logs import LineSplitter
 from engine_plugin.host.process import PluginProcess
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, stdio_pb2
@@ -54,35 +54,32 @@ async def launch(
     handshake line, exits, or takes too long. No process is left running then.
     """
     name = name or Path(command[0]).stem
-    identity = await asyncio.to_thread(_identity) if auto_mtls else None
+    identity: Identity | None = None
+    if auto_mtls:
+        from engine_plugin.system.certificates import Identity
+
+        identity = await asyncio.to_thread(Identity.create)
     environment = plugin_environment(env, identity.certificate_pem.decode() if identity else "")
-    process = await PluginProcess.spawn(name, command, cwd=cwd, env=environment, on_log=on_log)
-    channel: grpc.aio.Channel | None = None
-    background: list[asyncio.Task[None]] = []
-    try:
+    async with contextlib.AsyncExitStack() as undo:
+        process = await PluginProcess.spawn(name, command, cwd=cwd, env=environment, on_log=on_log)
+        undo.push_async_callback(process.end, 0)
+        phase = "the handshake"
         try:
             async with asyncio.timeout(start_timeout):
                 handshake = await process.handshake(auto_mtls)
-                channel = _channel(name, handshake, identity)
+                phase = "the health check"
+                credentials = _credentials(name, handshake, identity) if identity else None
+                channel = _open(handshake.address, credentials)
+                undo.push_async_callback(channel.close)
                 link = Link(name, handshake.address, channel, process)
-                background = [
-                    asyncio.create_task(_stdio(channel, process)),
-                    asyncio.create_task(_broker(channel)),
-                ]
+                background = [asyncio.create_task(_stdio(channel, process)), asyncio.create_task(_broker(channel))]
+                for task in background:
+                    undo.callback(task.cancel)
                 await _wait_healthy(link)
         except TimeoutError:
-            phase = "the health check" if channel else "the handshake"
             when = f"but had not completed {phase} within {start_timeout:g} s"
             raise PluginProcessError(process.describe(when)) from None
-    except BaseException:
-        for task in background:
-            task.cancel()
-        try:
-            if channel is not None:
-                await channel.close()
-        finally:
-            await process.end(0)
-        raise
+        undo.pop_all()
     return PluginClient(link, background)
 
 
@@ -92,43 +89,30 @@ async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
     `kill` of the client only closes the connection. Raises UnavailableError if no healthy plugin answers within
     `timeout` seconds.
     """
-    channel = _open(address, CHANNEL_OPTIONS)
+    channel = _open(address)
     link = Link(address, address, channel, None)
     try:
-        try:
-            async with asyncio.timeout(timeout):
-                await _wait_healthy(link)
-        except TimeoutError:
-            raise UnavailableError(f"no plugin answered at {address} within {timeout:g} s") from None
-    except BaseException:
+        async with asyncio.timeout(timeout):
+            await _wait_healthy(link)
+    except BaseException as error:
         await channel.close()
+        if isinstance(error, TimeoutError):
+            raise UnavailableError(f"no plugin answered at {address} within {timeout:g} s") from None
         raise
     return PluginClient(link)
 
 
-def _identity() -> Identity:
-    from engine_plugin.system.certificates import Identity
-
-    return Identity.create()
-
-
-def _channel(name: str, handshake: Handshake, identity: Identity | None) -> grpc.aio.Channel:
-    if identity is None:
-        return _open(handshake.address, CHANNEL_OPTIONS)
-    from engine_plugin.system.certificates import NAME, der_to_pem
+def _credentials(name: str, handshake: Handshake, identity: Identity) -> grpc.ChannelCredentials:
+    from engine_plugin.system.certificates import der_to_pem
 
     try:
         trusted = der_to_pem(handshake.certificate)
     except ValueError as error:
         raise PluginProcessError(f"plugin {name!r}: not a valid TLS certificate: {error}") from error
-    credentials = grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
-    options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", NAME))
-    return _open(handshake.address, options, credentials)
+    return grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
 
 
-def _open(
-    address: str, options: Sequence[tuple[str, str | int]], credentials: grpc.ChannelCredentials | None = None
-) -> grpc.aio.Channel:
+def _open(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
     """Open a channel to `unix:/path` or `host:port`."""
     path = unix_path(address)
     folder: int | None = None
@@ -139,8 +123,11 @@ def _open(
             address = f"unix:/proc/self/fd/{folder}/{Path(path).name}"
     target = grpc_target(address)
     if credentials is None:
-        channel = grpc.aio.insecure_channel(target, options=options)
+        channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
     else:
+        from engine_plugin.system.certificates import NAME
+
+        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", NAME))
         channel = grpc.aio.secure_channel(target, credentials, options=options)
     if folder is not None:
         weakref.finalize(channel, os.close, folder)
@@ -148,11 +135,7 @@ def _open(
 
 
 async def _wait_healthy(link: Link) -> None:
-    check = link.channel.unary_unary(
-        "/grpc.health.v1.Health/Check",
-        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-        response_deserializer=health_pb2.HealthCheckResponse.FromString,
-    )
+    check = method(link.channel, health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name["Check"])
     try:
         answer = await link.attempt(check(health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)))
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
@@ -170,11 +153,7 @@ async def _wait_healthy(link: Link) -> None:
 
 async def _stdio(channel: grpc.aio.Channel, process: PluginProcess) -> None:
     """Log the output that the plugin sends over GRPCStdio, if it has that service."""
-    stream = channel.unary_stream(
-        "/plugin.GRPCStdio/StreamStdio",
-        request_serializer=Empty.SerializeToString,
-        response_deserializer=stdio_pb2.StdioData.FromString,
-    )
+    stream = method(channel, stdio_pb2.DESCRIPTOR.services_by_name["GRPCStdio"].methods_by_name["StreamStdio"])
     lines = {stdio_pb2.StdioData.STDOUT: LineSplitter(), stdio_pb2.StdioData.STDERR: LineSplitter()}
     with contextlib.suppress(grpc.aio.AioRpcError):
         async for part in stream(Empty()):
@@ -184,12 +163,7 @@ async def _stdio(channel: grpc.aio.Channel, process: PluginProcess) -> None:
 
 async def _broker(channel: grpc.aio.Channel) -> None:
     """Keep the broker's stream open, as every go-plugin host does. This host brokers no connections."""
-    stream = channel.stream_stream(
-        "/plugin.GRPCBroker/StartStream",
-        request_serializer=broker_pb2.ConnInfo.SerializeToString,
-        response_deserializer=broker_pb2.ConnInfo.FromString,
-    )
-    call = stream()
+    call = method(channel, broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"].methods_by_name["StartStream"])()
     with contextlib.suppress(grpc.aio.AioRpcError):
         while await call.read() is not grpc.aio.EOF:
             pass

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.host.process import PluginProcess
 
-__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "raise_for_code", "sendable"]
+__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "method", "sendable"]
 
 SERVICE = provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
 
@@ -72,12 +72,6 @@ _EXIT_FOLLOWS = 2.0
 _END_FOLLOWS = 2.0
 
 
-def raise_for_code(response: Any) -> None:
-    """Raise the error of a stream message that has a `metadata` map, if its code is an error."""
-    if not is_success(response.code):
-        raise error_of(response, response.metadata)
-
-
 def sendable(message: Message) -> Message:
     """Return the message. Raises InvalidRequestError if it is too long for a plugin."""
     size = message.ByteSize()
@@ -97,7 +91,7 @@ class Link:
         self.channel = channel
         self.process = process
         self.closed = False
-        self._rpcs = {rpc.name: _callable(channel, rpc) for rpc in SERVICE.methods}
+        self._rpcs = {rpc.name: method(channel, rpc) for rpc in SERVICE.methods}
 
     def open(self, rpc: str, *request: Message, timeout: float | None) -> Any:
         """Start a call and return its grpc.aio object. Raises PluginProcessError if the link is closed."""
@@ -105,22 +99,31 @@ class Link:
             raise self._stopped()
         return self._rpcs[rpc](*map(sendable, request), timeout=timeout)
 
-    async def unary(self, rpc: str, request: Message, timeout: float | None) -> Any:
-        """Make a unary call and return its response. Raises the error of its `code`, if it has one."""
-        call = self.open(rpc, request, timeout=timeout)
+    async def unary(self, rpc: str, timeout: float | None, **fields: Any) -> Any:
+        """Make a unary call with the fields of its request, and return its response.
+
+        Raises the error of the response's `code`, if it has one.
+        """
+        call = self.open(rpc, GetMessageClass(SERVICE.methods_by_name[rpc].input_type)(**fields), timeout=timeout)
         response = await self.attempt(call)
         if "code" in response.DESCRIPTOR.fields_by_name:
             await self.check(response, call)
         return response
 
     async def check(self, response: Any, call: Any) -> None:
-        """Raise the error of the last message of a call, if its code is an error."""
+        """Raise the error of a call's message, if its code is an error.
+
+        The error's metadata is in the message, or at the end of a call whose messages have none.
+        """
         if is_success(response.code):
             return
         metadata: Mapping[str, str] = {}
-        with suppress(TimeoutError, EnginePluginError):  # without metadata, the message and its code suffice
-            async with asyncio.timeout(_END_FOLLOWS):
-                metadata = _texts(await self.attempt(call.trailing_metadata()))
+        if "metadata" in response.DESCRIPTOR.fields_by_name:
+            metadata = response.metadata
+        else:
+            with suppress(TimeoutError, EnginePluginError):  # without metadata, the message and its code suffice
+                async with asyncio.timeout(_END_FOLLOWS):
+                    metadata = _texts(await self.attempt(call.trailing_metadata()))
         raise error_of(response, metadata)
 
     async def attempt(self, step: Awaitable[T]) -> T:
@@ -177,14 +180,15 @@ def _texts(metadata: Any) -> dict[str, str]:
     return {key: value for key, value in metadata or () if isinstance(value, str)}
 
 
-def _callable(channel: grpc.aio.Channel, rpc: MethodDescriptor) -> Any:
+def method(channel: grpc.aio.Channel, rpc: MethodDescriptor) -> Any:
+    """Return the callable of an rpc on a channel, of any service."""
     make: Callable[..., Any] = {
         (False, False): channel.unary_unary,
         (False, True): channel.unary_stream,
         (True, True): channel.stream_stream,
     }[rpc.client_streaming, rpc.server_streaming]
     return make(
-        f"/{SERVICE.full_name}/{rpc.name}",
+        f"/{rpc.containing_service.full_name}/{rpc.name}",
         request_serializer=GetMessageClass(rpc.input_type).SerializeToString,
         response_deserializer=GetMessageClass(rpc.output_type).FromString,
     )

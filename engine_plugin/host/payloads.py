@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.jsontext import answer_object
-from engine_plugin.protocol.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engine_plugin.protocol.shapes import ModelEntry, PullOptions, PullProgress
+    from engine_plugin.protocol.shapes import ModelEntry, PullProgress
 
-__all__ = ["dump", "invocation", "models", "parse_object", "progress", "pull_request"]
+__all__ = ["dump", "invocation", "models", "parse_object", "progress"]
 
 
 def dump(**fields: Any) -> bytes:
@@ -22,15 +21,10 @@ def dump(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
 
-def invocation(service: str, request: Mapping[str, Any] | bytes, auth: str) -> pb.InvokeServiceRequest:
-    """Return the request of InvokeService and InvokeServiceStream; bytes are sent unchanged."""
-    data = request if isinstance(request, bytes) else json.dumps(dict(request)).encode()
-    return pb.InvokeServiceRequest(service_name=service, request_data=data, auth_info=auth)
-
-
-def pull_request(model: str, options: PullOptions, *, stream: bool) -> bytes:
-    """Return the JSON of a PullModelRequest."""
-    return dump(model=model, stream=stream, **options)
+def invocation(service: str, request: Mapping[str, Any] | bytes, auth: str) -> dict[str, Any]:
+    """Return the fields of an InvokeServiceRequest; bytes are sent unchanged."""
+    data = request if isinstance(request, bytes) else dump(**request)
+    return {"service_name": service, "request_data": data, "auth_info": auth}
 
 
 def parse_object(data: bytes, of: str) -> dict[str, Any]:

@@ -9,26 +9,34 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc.aio
 
 from engine_plugin.errors import BadGatewayError, EnginePluginError
-from engine_plugin.host.link import raise_for_code, sendable
+from engine_plugin.host.link import sendable
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from google.protobuf.message import Message
 
     from engine_plugin.host.link import Link
 
-__all__ = ["BidiCall", "BidiMessage", "ChunkStream"]
+__all__ = ["BidiCall", "BidiMessage", "Call", "ChunkStream"]
 
 
 _ENDED = "the conversation has ended. See the plugin's last message for the reason"
 
 
-class _Call:
-    """Base of both calls: started on first use, read message by message, cancelled on exit."""
+class Call:
+    """A call with a streamed answer: started on first use, read message by message, cancelled on exit.
 
-    def __init__(self, link: Link, begin: Callable[[], Any]) -> None:
+    A call that sends one message takes it as `request`. With `checked`, an error code of a message is raised.
+    """
+
+    def __init__(self, link: Link, rpc: str, timeout: float | None, *request: Message, checked: bool = True) -> None:
         self._link = link
-        self._begin = begin
+        self._rpc = rpc
+        self._timeout = timeout
+        self._request = request
+        self._checked = checked
         self._call: Any = None
         self._messages: Any = None
         self._over = False
@@ -43,6 +51,9 @@ class _Call:
     def __aiter__(self) -> Self:
         return self
 
+    async def __anext__(self) -> Any:
+        return await self.read()
+
     async def aclose(self) -> None:
         """End the call. If it is still running, it is cancelled and the plugin stops its work. Idempotent."""
         self._over = True
@@ -54,10 +65,18 @@ class _Call:
 
     def _started(self) -> Any:
         if self._call is None:
-            self._call = self._begin()
+            self._call = self._link.open(self._rpc, *self._request, timeout=self._timeout)
         return self._call
 
-    async def _read(self) -> Any:
+    async def write(self, message: Message) -> None:
+        """Send a message; waits if the plugin reads slowly."""
+        await self._link.attempt(self._started().write(sendable(message)))
+
+    async def done_sending(self) -> None:
+        """Half-close the call: no more messages follow; answers can still arrive."""
+        await self._link.attempt(self._started().done_writing())
+
+    async def read(self) -> Any:
         """Return the next message. Raises StopAsyncIteration at the end, or the error of the call."""
         try:
             if self._over:
@@ -68,7 +87,8 @@ class _Call:
             message = await self._link.attempt(anext(self._messages, grpc.aio.EOF))
             if message is grpc.aio.EOF:
                 raise StopAsyncIteration
-            raise_for_code(message)
+            if self._checked:
+                await self._link.check(message, self._call)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._over and not (task and task.cancelling()):
@@ -86,21 +106,21 @@ class _Call:
         return message
 
 
-class ChunkStream(_Call):
+class ChunkStream(Call):
     """The chunks of a streamed answer: `async with client.stream(…) as chunks: async for chunk in chunks`.
 
     Chunk boundaries have no meaning; `host.events` decodes the chunks into JSON objects. Leaving the context, or
     `aclose`, cancels the call. The iteration raises the plugin's error.
     """
 
-    def __init__(self, link: Link, request: pb.InvokeServiceRequest, timeout: float | None) -> None:
-        super().__init__(link, lambda: link.open("InvokeServiceStream", request, timeout=timeout))
+    def __init__(self, link: Link, timeout: float | None, request: pb.InvokeServiceRequest) -> None:
+        super().__init__(link, "InvokeServiceStream", timeout, request)
         self.metadata: dict[str, str] = {}
         """The metadata of the messages so far."""
 
     async def __anext__(self) -> bytes:
         while True:
-            message: pb.InvokeServiceStreamResponse = await self._read()
+            message: pb.InvokeServiceStreamResponse = await self.read()
             self.metadata.update(message.metadata)
             self._over = message.is_final
             if message.chunk_data:
@@ -116,11 +136,11 @@ class BidiMessage:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-class BidiCall(_Call):
+class BidiCall(Call):
     """A conversation with a service: `send` and iterate, in any order. Leaving the context cancels it."""
 
-    def __init__(self, link: Link, service: str, auth: str, timeout: float | None) -> None:
-        super().__init__(link, lambda: link.open("InvokeServiceBidi", timeout=timeout))
+    def __init__(self, link: Link, timeout: float | None, service: str, auth: str) -> None:
+        super().__init__(link, "InvokeServiceBidi", timeout)
         self._service = service
         self._auth = auth
         self._first = True
@@ -138,7 +158,7 @@ class BidiCall(_Call):
         )
         self._first = False
         try:
-            await self._link.attempt(self._started().write(sendable(message)))
+            await self.write(message)
         except asyncio.InvalidStateError:
             raise BadGatewayError(_ENDED) from None
         except EnginePluginError as error:
@@ -146,10 +166,6 @@ class BidiCall(_Call):
                 raise BadGatewayError(_ENDED) from None
             raise
 
-    async def done_sending(self) -> None:
-        """Half-close the call: no more messages follow; answers can still arrive."""
-        await self._link.attempt(self._started().done_writing())
-
     async def __anext__(self) -> BidiMessage:
-        message: pb.InvokeServiceBidiResponse = await self._read()
+        message: pb.InvokeServiceBidiResponse = await self.read()
         return BidiMessage(message.data, message.message_type, dict(message.metadata))

@@ -49,21 +49,21 @@ def plain_text(text: str, segments: Sequence[Segment]) -> str:
     return text.strip() or "".join(segment.text for segment in segments).strip()
 
 
-def srt(segments: Sequence[Segment]) -> str:
-    """SubRip:
+def srt(segments: Sequence[Segment], first: int = 1) -> str:
+    """SubRip: cues that are numbered from `first` on, HH:MM:SS,mmm.
 
-    numbered cues, HH:MM:SS,mmm. The format has no escaping, so `-->`, which players would read as a line of times,
+    The format has no escaping, so `-->`, which players would read as a line of times,
     becomes `->`.
     """
-    cues = enumerate(_cues(segments), 1)
+    cues = enumerate(_cues(segments), first)
     texts = (f"{number}\n{_span(cue, ',')}\n{cue.text.replace('-->', '->')}\n" for number, cue in cues)
     return "\n".join(texts)
 
 
-def vtt(segments: Sequence[Segment]) -> str:
-    """WebVTT: HH:MM:SS.mmm, with &, < and > escaped."""
+def vtt(segments: Sequence[Segment], header: str = "WEBVTT\n") -> str:
+    """WebVTT: HH:MM:SS.mmm, with &, < and > escaped. Without a header the cues continue a file."""
     cues = (f"{_span(cue, '.')}\n{html.escape(cue.text, quote=False)}\n" for cue in _cues(segments))
-    return "\n".join(("WEBVTT\n", *cues))
+    return "\n".join(filter(None, (header, *cues)))
 
 
 def _cues(segments: Sequence[Segment]) -> list[Segment]:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.cli.lookup import entry_of
-from engine_plugin.cli.models import _present
+from engine_plugin.cli.lookup import entry_of, present
 from engine_plugin.cli.progress import progress_display
 from tests.patience import LIMIT
 
@@ -343,6 +342,6 @@ async def test_model_is_found_by_its_reference() -> None:
             return [{"name": "other"}, {"name": "me/mine", "references": ["hf:me/mine@v1"]}]
 
     client: Any = Listing()
-    assert await _present(client, ["hf:me/mine@v1", "hf:me/gone"]) == ["hf:me/mine@v1"], "rm asks before it deletes"
+    assert await present(client, ["hf:me/mine@v1", "hf:me/gone"]) == ["hf:me/mine@v1"], "rm asks before it deletes"
     assert (await entry_of(client, "hf:me/mine@v1"))["name"] == "me/mine"
     assert (await entry_of(client, "me/mine"))["name"] == "me/mine"

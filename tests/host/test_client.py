@@ -8,6 +8,7 @@ import weakref
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import grpc.aio
 import pytest
 
 from engine_plugin import host
@@ -174,15 +175,20 @@ async def test_abandoned_stream_is_cancelled_in_the_plugin(launch_fake: Launch) 
         assert [chunk async for chunk in chunks] == []
 
 
+def stream_calls() -> weakref.WeakSet[Any]:
+    return weakref.WeakSet(found for found in gc.get_objects() if isinstance(found, grpc.aio.UnaryStreamCall))
+
+
 async def test_abandoned_stream_is_released_at_once(launch_fake: Launch) -> None:
     """It must not wait for the cycle collector: the call keeps the connection of a closed client open."""
     async with await launch_fake() as plugin:
         gc.collect()
         gc.disable()
+        before = stream_calls()
         try:
             async with plugin.stream("chat", {"chunks": ["a"], "then": "hang"}) as chunks:
                 assert await anext(chunks)
-                call = weakref.ref(chunks._call)
+                call = weakref.ref(*(stream_calls() - before))
             del chunks
             await plugin.invoke("cancelled", {}, timeout=LIMIT)
             assert call() is None

@@ -26,12 +26,10 @@ import asyncio, ctypes, subprocess, sys
 import psutil
 from engine_plugin.cli import orphans
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-orphans._inherits = lambda: True
-orphans._SETTLED = 0.05
 STAYS = "import sys; sys.stdin.read()"
 LEAVES = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {STAYS!r}]).pid, flush=True)"
 async def main():
-    with orphans.reaping_orphans():
+    with orphans.reaping_orphans(0.05):
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-c", LEAVES, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
