@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from engine_plugin.system.names import is_device_name
+
 __all__ = ["MemberTree", "quoted_name"]
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]')
-_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 _LONGEST_PART = 255
 _LONGEST = 1024
 _DEEPEST = 64
@@ -32,7 +33,7 @@ def _parts(name: str) -> tuple[str, ...] | str:
     if len(parts) > _DEEPEST:
         return f"is nested more than {_DEEPEST} levels deep"
     for part in parts:
-        if _FORBIDDEN.search(part) or part[-1] in ". " or _RESERVED.fullmatch(part):
+        if _FORBIDDEN.search(part) or part[-1] in ". " or is_device_name(part):
             return "has a name that is invalid on some systems"
         if len(part.encode()) > _LONGEST_PART:
             return f"has a name of more than {_LONGEST_PART} bytes"

@@ -26,6 +26,7 @@ from engine_plugin.manifest.model import (
 from engine_plugin.manifest.paths import absolute
 from engine_plugin.manifest.sections import Section, did_you_mean, quoted
 from engine_plugin.manifest.variables import VariableError, Variables
+from engine_plugin.system.names import is_device_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,6 @@ _TOP_KEYS = ("version", "provider", "services", "platforms", "resources", "engin
 _HOSTS_OWN_KEYS = ("executable", "models_dir", "download_dir")  # of resources.ollama; AOG decodes them itself
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 _CONFIG_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*:[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # The conversions of AOG 0.7.7 (internal/provider/template). If a flavor lacks the service, AOG skips the plugin;
@@ -105,7 +105,7 @@ def _provider(top: Section) -> Provider:
     if name and not _NAME.fullmatch(name):
         fix = "Begin with a letter or digit, then up to 63 letters, digits, dots, dashes and underscores"
         section.complain(("name",), f"is {quoted(name)}, which cannot name the plugin's directory", fix)
-    elif name.endswith(".") or _RESERVED.fullmatch(name):
+    elif name.endswith(".") or is_device_name(name):
         what = f"is {quoted(name)}, which Windows does not accept as the name of a directory"
         section.complain(("name",), what, "Choose another name")
     return Provider(

@@ -26,9 +26,10 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.jsontext import JsonError, read_json
-from engine_plugin.models.names import is_device_name, is_model_name
+from engine_plugin.models.names import is_model_name
 from engine_plugin.redaction import entered, redacted
 from engine_plugin.system.files import LARGEST_JSON, in_thread
+from engine_plugin.system.names import is_device_name
 from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import near_names
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.system.names import is_device_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
     "is_cloud_name",
-    "is_device_name",
     "is_model_name",
     "near_names",
     "other_case",
@@ -25,20 +25,11 @@ __all__ = [
 ]
 
 _SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-_RESERVED = frozenset(
-    {"CON", "PRN", "AUX", "NUL"} | {f"{device}{number}" for device in ("COM", "LPT") for number in range(10)}
-)
-"""Names of devices on Windows, with any extension (Microsoft, Naming Files, Paths, and Namespaces)."""
 
 
 def is_cloud_name(name: str) -> bool:
     """Whether the name is that of a model in a cloud, as Ollama's, which cannot be pulled."""
     return name.endswith((":cloud", "-cloud"))
-
-
-def is_device_name(name: str) -> bool:
-    """Whether Windows uses the name of a file for a device."""
-    return name.partition(".")[0].rstrip(" ").upper() in _RESERVED
 
 
 def _complaint(name: object, *, owner: bool) -> str:

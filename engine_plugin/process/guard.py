@@ -52,11 +52,8 @@ def _prctl(option: int, value: int) -> None:
 
 def main(command: list[str]) -> int:
     """Run `command` and return its exit status, or end by the signal that ended it."""
-    if not command:
-        sys.stderr.write("usage: python guard.py COMMAND…\n")
-        return 2
-    if sys.platform == "win32":
-        sys.stderr.write("on Windows a Job Object does what the guard is for\n")
+    if sys.platform == "win32" or not command:
+        sys.stderr.write("usage: python guard.py COMMAND… (not on Windows, where a Job Object replaces the guard)\n")
         return 2
     else:  # noqa: RET505  # or type checkers for Windows read on
         status = _Supervisor(command).run()
@@ -70,6 +67,8 @@ if sys.platform != "win32":
 
     _PARENT_MAY_BE_GONE = signal.SIGUSR1
     _PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+    # Linux signals the death of a parent; other systems do not where another process has inherited its pipe.
+    _BETWEEN_LOOKS = None if sys.platform == "linux" else 1.0
     _OURS = (signal.SIGCHLD, _PARENT_MAY_BE_GONE, *_PASSED_ON)
 
     class _Supervisor:
@@ -145,10 +144,9 @@ if sys.platform != "win32":
             """Return when the program has ended or the plugin is gone."""
             sources = [signals, 0] if _is_open(0) else [signals]
             while self._status is None and not self._orphaned():
-                # An engine's stdin is open as long as the plugin lives. A helper's is not, hence the looks. Other
-                # systems have no parent-death signal for a plugin whose pipe another process has inherited.
+                # An engine's stdin is open as long as the plugin lives. A helper's is not, hence the quick looks.
                 quick = 0 not in sources
-                ready, _, _ = select.select(sources, [], [], _GLANCE if quick else None if _tells_death() else 1.0)
+                ready, _, _ = select.select(sources, [], [], _GLANCE if quick else _BETWEEN_LOOKS)
                 if 0 in ready and not _read(0):
                     sources.remove(0)
                 if signals in ready:
@@ -206,10 +204,6 @@ if sys.platform != "win32":
         except (OSError, ValueError):
             return "", 0
         return state.decode(), int(parent)
-
-    def _tells_death() -> bool:
-        """Whether the kernel signals the death of a parent."""
-        return sys.platform == "linux"
 
     def _is_open(descriptor: int) -> bool:
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "SPAWN_OPTIONS",
@@ -74,12 +74,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 def memory(pid: int) -> int:
     """The bytes of memory that a process and its descendants have in use, files mapped into it among them."""
-    used = 0
-    with contextlib.suppress(psutil.Error):
-        for process in [psutil.Process(pid), *descendants(pid)]:
-            with contextlib.suppress(psutil.Error):
-                used += process.memory_info().rss
-    return used
+    return int(_total(pid, lambda process: process.memory_info().rss))
 
 
 def session_members(pid: int) -> list[psutil.Process]:
@@ -152,12 +147,15 @@ def start_time(pid: int) -> float | None:
 
 def processor_seconds(pid: int) -> float:
     """How much processor time the process and its descendants have used; 0 when there is no such process."""
+    return _total(pid, lambda process: sum(process.cpu_times()[:2]))
+
+
+def _total(pid: int, figure: Callable[[psutil.Process], float]) -> float:
     total = 0.0
     with contextlib.suppress(psutil.Error):
         for process in [psutil.Process(pid), *descendants(pid)]:
             with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
+                total += figure(process)
     return total
 
 
