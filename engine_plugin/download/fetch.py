@@ -6,7 +6,6 @@ file, another version, or that nothing is left. The download fails after several
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from engine_plugin.download.remote import (
     UnreachableError,
     http_client,
     open_url,
+    patiently,
 )
 from engine_plugin.errors import DownloadError
 from engine_plugin.system.files import in_thread
@@ -40,9 +40,6 @@ __all__ = ["Fetch", "ProgressReport"]
 _FLUSH_BYTES = 1024 * 1024
 _FLUSH_S = 0.1
 """Received bytes are written in pieces of this size, or after this time, whichever comes first."""
-
-_STEP = 64 * 1024
-"""Bytes by which an attempt must pass all earlier ones to count as progress, so that slow drips come to an end."""
 
 
 class ProgressReport:
@@ -137,15 +134,8 @@ class Fetch:
             return
         client = await in_thread(http_client, self._policy, insecure=self._insecure)  # reads root certificates
         async with client:
-            furthest, fruitless = self._partial.size, 0
-            while True:
-                try:
-                    await self._attempt(client)
-                    return
-                except DroppedError as error:
-                    fruitless = 0 if self._partial.size >= furthest + _STEP else fruitless + 1
-                    furthest = max(furthest, self._partial.size)
-                    await self._wait_for_next(error, fruitless)
+            publish, label = self._progress.publish, self._source.label
+            await patiently(lambda: self._attempt(client), self._policy, publish, label, lambda: self._partial.size)
 
     def _verified(self) -> bool:
         return bool(self.sha256) and self._partial.hexdigest() == self.sha256
@@ -169,24 +159,6 @@ class Fetch:
             return {}
         headers = {"Range": f"bytes={self._partial.size}-"}
         return {**headers, "If-Range": state.validator} if state.validator else headers
-
-    async def _wait_for_next(self, error: DroppedError, fruitless: int) -> None:
-        policy = self._policy
-        here = self._partial.size
-        if fruitless >= policy.attempts:
-            raise DownloadError(
-                f"{self._source.label}: {error}; {policy.attempts} attempts made no progress after {here} bytes. "
-                "Check the network and try again: the download resumes if the server supports it."
-            ) from error
-        wait = min(policy.backoff_s * 2 ** max(fruitless - 1, 0), policy.longest_wait_s)
-        if error.retry_after is not None:
-            wait = error.retry_after
-        if wait > policy.longest_wait_s:
-            raise DownloadError(
-                f"{self._source.label}: {error}; the server is busy for {wait:.0f} seconds. Try again then."
-            ) from error
-        self._publish(Status(f"{error}; trying again in {wait:.1f} s, after {byte_size(here)}"))
-        await asyncio.sleep(wait)
 
     async def _attempt(self, client: httpx.AsyncClient) -> None:
         if self._partial.size and not self._resumable(self._partial.state):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import re
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from engine_plugin import catalogue
+from engine_plugin.download.events import Status
 from engine_plugin.download.partial import is_header_value
 from engine_plugin.download.source import LOOPBACK, without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InvalidRequestError, NotFoundError
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
     import httpx
 
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.download.source import HttpSource
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "http_client",
     "next_url",
     "open_url",
+    "patiently",
 ]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -50,6 +55,12 @@ class FetchPolicy:
     attempts: int = 5
     backoff_s: float = 0.5
     longest_wait_s: float = 60.0
+
+
+_STEP = 64 * 1024
+"""Bytes by which an attempt must pass all earlier ones to count as progress, so that slow drips come to an end."""
+
+T = TypeVar("T")
 
 
 class DroppedError(Exception):
@@ -357,3 +368,40 @@ async def open_url(
             finally:
                 await response.aclose()
     raise DownloadError(f"{source.label}: more than {_MOST_REDIRECTS} redirects.")
+
+
+async def patiently(
+    attempt: Callable[[], Awaitable[T]],
+    policy: FetchPolicy,
+    publish: Callable[[PullEvent], None],
+    place: str,
+    arrived: Callable[[], int] = lambda: 0,
+) -> T:
+    """Call `attempt` again after each DroppedError, until several in a row made no progress.
+
+    `arrived` returns the bytes that are here. Raises DownloadError about `place` in the end, and what `attempt`
+    raises.
+    """
+    furthest, fruitless = arrived(), 0
+    while True:
+        try:
+            return await attempt()
+        except DroppedError as error:
+            here = arrived()
+            fruitless = 0 if here >= furthest + _STEP else fruitless + 1
+            furthest = max(furthest, here)
+            wait = min(policy.backoff_s * 2 ** max(fruitless - 1, 0), policy.longest_wait_s)
+            if error.retry_after is not None:
+                wait = error.retry_after
+            if fruitless >= policy.attempts:
+                raise DownloadError(
+                    f"{place}: {error}; {policy.attempts} attempts made no progress after {here} bytes. Check the "
+                    "network and try again: a download resumes if the server supports it."
+                ) from error
+            if wait > policy.longest_wait_s:
+                raise DownloadError(
+                    f"{place}: {error}; the server is busy for {wait:.0f} seconds. Try again then."
+                ) from error
+            after = f", after {byte_size(here)}" if here else ""
+            publish(Status(f"{error}; trying again in {wait:.1f} s{after}"))
+        await asyncio.sleep(wait)

@@ -11,11 +11,10 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from engine_plugin.download.events import Status
-from engine_plugin.download.remote import DroppedError, FetchPolicy, http_client, open_url
+from engine_plugin.download.remote import DroppedError, FetchPolicy, http_client, open_url, patiently
 from engine_plugin.download.source import LOOPBACK, HttpSource, without_secrets
 from engine_plugin.errors import (
     AuthError,
@@ -33,7 +32,7 @@ from engine_plugin.system.names import is_device_name
 from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import httpx
 
@@ -48,7 +47,6 @@ __all__ = [
     "RepositorySource",
     "checked_files",
     "hubs_of",
-    "patiently",
     "refuse_offline",
 ]
 
@@ -60,8 +58,6 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_+(\[=-](?:[A-Za-z0-9 _+()\[\]=.,@&~-]{0,198}[
 _MOST_FILES = 10_000
 _LARGEST = 2**63
 """Bytes; every file is smaller."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,23 +388,3 @@ def _check_entry(file: RemoteFile, label: str) -> None:
         raise PullError(f"{label}: the hub gives no valid size for {file.path}.")
     if (file.sha256 and not _HEX64.fullmatch(file.sha256)) or (file.blob and not _HEX40.fullmatch(file.blob)):
         raise PullError(f"{label}: the hub gives no valid digest for {file.path}.")
-
-
-async def patiently(
-    ask: Callable[[], Awaitable[T]], policy: FetchPolicy, publish: Callable[[PullEvent], None], place: str
-) -> T:
-    """Call `ask` again after each DroppedError. Raises DownloadError after the last one, and what `ask` raises."""
-    attempt = 1
-    while True:
-        try:
-            return await ask()
-        except DroppedError as error:
-            wait = min(policy.backoff_s * 2 ** (attempt - 1), policy.longest_wait_s)
-            if error.retry_after is not None:
-                wait = error.retry_after
-            if attempt >= policy.attempts or wait > policy.longest_wait_s:
-                later = f" in {wait:.0f} seconds" if wait > policy.longest_wait_s else ""
-                raise DownloadError(f"{place}: {error}, {attempt} times. Try again{later}.") from error
-            publish(Status(f"{error}; trying again in {wait:.1f} s"))
-        attempt += 1
-        await asyncio.sleep(wait)

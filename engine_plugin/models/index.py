@@ -26,7 +26,7 @@ from engine_plugin.models.info import KINDS, ModelDetails, StoredModel, details_
 from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
     from pathlib import Path
 
     from engine_plugin.models.info import Inspection
@@ -78,13 +78,9 @@ class Record:
         """Whether the record is valid for a model of this extent."""
         return (self.size, self.mtime_ns) == (extent.size, extent.mtime_ns)
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as JSON."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Any] | None) -> Record | None:
-        """Read what `to_json` wrote; None for anything else, so that the model is inspected anew."""
+        """Read what `asdict` gave; None for anything else, so that the model is inspected anew."""
         if value is None:
             return None
         try:
@@ -120,6 +116,12 @@ class Record:
         )
 
 
+def _start(tasks: dict[str, asyncio.Task[None]], name: str, work: Coroutine[Any, Any, None]) -> None:
+    """Start a task for a model, which leaves `tasks` when it ends."""
+    task = tasks[name] = asyncio.create_task(work, name=f"read {name}")
+    task.add_done_callback(lambda _: tasks.pop(name, None))
+
+
 class Index:
     """The models below a root, with their records. Owned by a store, used from one event loop."""
 
@@ -141,11 +143,13 @@ class Index:
         return self.layout.path(name)
 
     def names(self) -> list[str]:
-        """The names of all models. Blocks."""
-        names, bad = self.layout.names()
-        for name, why in bad:
-            self._skip(name, None, why)
-        return names
+        """The names of all models, sorted. Blocks."""
+        found = sorted(self.layout.found())
+        for name in found:
+            if not self.layout.is_name(name):
+                what = "folder" if self.layout.folders else "file"
+                self._skip(name, None, f"its name is not a valid model name; rename the {what}")
+        return [name for name in found if self.layout.is_name(name)]
 
     def complaint(self, name: str) -> str:
         """Why `get` found no usable model by that name; "" where it did not."""
@@ -207,10 +211,10 @@ class Index:
         return next((record.name for record in records if reference in record.references), "")
 
     async def remove(self, name: str) -> None:
-        """Delete a model and then its record, which has no effect alone. Raises OSError and PreconditionError."""
+        """Delete a model and its record. Raises OSError and PreconditionError."""
         async with self._change(name):
             try:
-                await in_thread(self._remove, name)
+                await in_thread(self.layout.remove, name)
             except PermissionError as error:
                 raise _refused(self.path(name), "deleted", error) from error
             finally:
@@ -233,7 +237,7 @@ class Index:
 
     async def _changed(self, record: Record) -> Record:
         """Write a changed record."""
-        await self._write(record)
+        await in_thread(self._write, record)
         self._remember(record)
         return record
 
@@ -247,19 +251,14 @@ class Index:
         if extent is None:
             raise FileNotFoundError(errno.ENOENT, "the model vanished", str(self.path(record.name)))
         record = replace(record, mtime_ns=extent.mtime_ns)
-        private_folder(self.layout.record(record.name).parent)
-        write_json(self.layout.record(record.name), record.to_json(), self.partials)
+        self._write(record)
         return record
 
-    def _remove(self, name: str) -> None:
-        self.layout.remove(name)
-        self.layout.forget(name)
-
-    async def _write(self, record: Record) -> None:
+    def _write(self, record: Record) -> None:
         path = self.layout.record(record.name)
-        await in_thread(private_folder, self.partials)
-        await in_thread(private_folder, path.parent)
-        await in_thread(write_json, path, record.to_json(), self.partials)
+        private_folder(self.partials)
+        private_folder(path.parent)
+        write_json(path, asdict(record), self.partials)
 
     def _skip(self, name: str, extent: Extent | None, why: str) -> None:
         """Mark a model as unusable, and log it once."""
@@ -271,9 +270,7 @@ class Index:
 
     async def _shared_inspection(self, name: str) -> Record | None:
         if name not in self._inspecting:
-            task = asyncio.create_task(self._inspect_file(name), name=f"inspect {name}")
-            task.add_done_callback(lambda _: self._inspecting.pop(name, None))
-            self._inspecting[name] = task
+            _start(self._inspecting, name, self._inspect_file(name))
         task = self._inspecting[name]
         await asyncio.wait({task})  # not `shield`: a cancelled inspection must not cancel its callers
         if task.cancelled():
@@ -292,27 +289,26 @@ class Index:
         if extent is None or (name in self._unusable and self._unusable[name][0] == extent):
             return
         old = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
+        if old is not None and old.size != extent.size:
+            old = None  # the record of another model
         try:
             found = await self.inspect(self.path(name))
         except (EnginePluginError, OSError) as error:
             unchanging = isinstance(error, InvalidRequestError | PullError)
             self._skip(name, extent if unchanging else None, str(error))
             return
-        keep_kind = old is not None and old.kind_given and old.size == extent.size
         record = Record(
             name=name,
-            kind=old.kind if old is not None and keep_kind else found.kind,
+            kind=old.kind if old and old.kind_given else found.kind,
             size=extent.size,
             mtime_ns=extent.mtime_ns,
             digest="",
-            kind_given=keep_kind,
-            references=old.references if old is not None and old.size == extent.size else (),
+            kind_given=bool(old and old.kind_given),
+            references=old.references if old else (),
             details=found.details,
         )
         self._remember(record)
-        task = asyncio.create_task(self._hash_file(record), name=f"hash {name}")
-        task.add_done_callback(lambda _: self._hashing.pop(name, None))
-        self._hashing[name] = task
+        _start(self._hashing, name, self._hash_file(record))
 
     async def _hash_file(self, record: Record) -> None:
         """Add the digest to a record, unless the model changed meanwhile, as during a copy."""
@@ -323,7 +319,7 @@ class Index:
                 return
             record = replace(record, digest=digest)
             self._remember(record)
-            await self._write(record)
+            await in_thread(self._write, record)
         except OSError as error:
             log.debug("no record is written for %s: %s", self.path(record.name), error)
 

@@ -70,14 +70,8 @@ class Layout(ABC):
         """The path of its record, present or not."""
 
     @abstractmethod
-    def names(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """The names of the models, sorted; and the invalid names, each with the reason."""
-
-    def _split(self, found: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-        """`names` for what was found."""
-        bad = [name for name in found if not self.is_name(name)]
-        reason = f"its name is not a valid model name; rename the {'folder' if self.folders else 'file'}"
-        return sorted(filter(self.is_name, found)), [(name, reason) for name in bad]
+    def found(self) -> list[str]:
+        """The names of the models, valid or not."""
 
     def extent(self, name: str) -> Extent | None:
         """The extent of a model, None if there is none."""
@@ -97,11 +91,7 @@ class Layout(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Delete a model, if present. Raises OSError."""
-
-    def forget(self, name: str) -> None:
-        """Delete a record, if present. Raises OSError."""
-        self.record(name).unlink(missing_ok=True)
+        """Delete a model and then its record, which has no effect alone, if present. Raises OSError."""
 
     def tidy(self, name: str) -> None:  # noqa: B027  # a file is replaced by one rename
         """Repair what a crash during `put` or `remove` left. The caller holds the model's lock. Raises OSError."""
@@ -131,14 +121,10 @@ class FileLayout(Layout):
         """`<root>/<name>.json`."""
         return self.root / f"{name}.json"
 
-    def names(self) -> tuple[list[str], list[tuple[str, str]]]:
+    def found(self) -> list[str]:
         """From the files that end in the suffix."""
-        try:
-            entries = sorted(entry.name for entry in self.root.iterdir() if entry.is_file())
-        except FileNotFoundError:
-            return [], []
-        stems = [entry.removesuffix(self.suffix) for entry in entries if entry.endswith(self.suffix)]
-        return self._split(stems)
+        entries = [entry.name for entry in _shown(self.root) if entry.is_file()]
+        return [entry.removesuffix(self.suffix) for entry in entries if entry.endswith(self.suffix)]
 
     def extent_of(self, path: Path) -> Extent | None:
         """One stat."""
@@ -158,9 +144,18 @@ class FileLayout(Layout):
         sync_folder(self.root)
 
     def remove(self, name: str) -> None:
-        """One unlink."""
+        """Two files."""
         self.path(name).unlink(missing_ok=True)
         sync_folder(self.root)
+        self.record(name).unlink(missing_ok=True)
+
+
+def _shown(folder: Path) -> list[Path]:
+    """The entries of a folder that are not hidden; [] if it is missing or may not be read."""
+    try:
+        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -269,15 +264,16 @@ class FolderLayout(Layout):
         """`<root>/.records/<name>.json`."""
         return self.root.joinpath(".records", *f"{name}.json".split("/"))
 
-    def names(self) -> tuple[list[str], list[tuple[str, str]]]:
+    def found(self) -> list[str]:
         """From the folders, two levels deep."""
         found: list[str] = []
-        for entry in _folders(self.root):
-            if _holds(entry, files=True):
-                found.append(entry.name)
+        for folder in filter(Path.is_dir, _shown(self.root)):
+            inside = _shown(folder)
+            if any(entry.is_file() for entry in inside):
+                found.append(folder.name)
             else:
-                found += [f"{entry.name}/{child.name}" for child in _folders(entry) if _holds(child)]
-        return self._split(found)
+                found += [f"{folder.name}/{entry.name}" for entry in inside if entry.is_dir() and _shown(entry)]
+        return found
 
     def extent_of(self, path: Path) -> Extent | None:
         """A stat for each file, some dozens: the bytes of all files and the latest modification time."""
@@ -312,18 +308,17 @@ class FolderLayout(Layout):
         delete_tree(old)
 
     def remove(self, name: str) -> None:
-        """Rename the folder, then delete it."""
+        """Rename the folder, then delete it; and its owner's folder, if it was the last one there."""
         target, gone = self.path(name), self._aside(name, "deleted")
         delete_tree(gone)
         if os.path.lexists(target):
             delete_tree(gone if _set_aside(target, gone) else target)
             sync_folder(target.parent)
-        _leave(name, target.parent)
-
-    def forget(self, name: str) -> None:
-        """And its owner's folder, if it was the last one there."""
-        super().forget(name)
-        _leave(name, self.record(name).parent)
+        self.record(name).unlink(missing_ok=True)
+        if "/" in name:
+            for owner in (target.parent, self.record(name).parent):
+                with suppress(OSError):  # another model is there
+                    owner.rmdir()
 
     def tidy(self, name: str) -> None:
         """Put back a model that `put` had renamed, and delete what was to be deleted."""
@@ -365,27 +360,3 @@ def _set_aside(folder: Path, place: Path) -> bool:
         return False
     sync_folder(folder.parent)
     return True
-
-
-def _leave(name: str, owner: Path) -> None:
-    """Delete the owner's folder of a deleted model, if it is empty."""
-    if "/" in name:
-        with suppress(OSError):
-            owner.rmdir()
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        entries = list(folder.iterdir())
-    except (FileNotFoundError, PermissionError):
-        return []
-    return sorted(entry for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-
-
-def _holds(folder: Path, *, files: bool = False) -> bool:
-    """Whether a folder has any entry, or with `files` any file."""
-    try:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError:  # it vanished, or may not be read
-        return False
-    return any(entry.is_file() if files else True for entry in entries)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.events import Status
-from engine_plugin.download.remote import http_client, open_url
+from engine_plugin.download.remote import http_client, open_url, patiently
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import NotFoundError, PullError
 from engine_plugin.models.gguf import GgufError, join
-from engine_plugin.models.hubs import RemoteFile, RepositorySource, checked_files, patiently
+from engine_plugin.models.hubs import RemoteFile, RepositorySource, checked_files
 from engine_plugin.models.layout import fingerprint
 from engine_plugin.models.pull import CopyPull, Pull
 from engine_plugin.models.request import PartsSource
