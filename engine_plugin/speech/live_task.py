@@ -32,21 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["LiveTask"]
 
 _RUN, _FINISH = "run-task", "finish-task"
-_KEYS = {
-    "model": "model",
-    "language": "language",
-    "format": "format",
-    "audio_format": "format",
-    "sample_rate": "sample_rate",
-    "channels": "channels",
-    "task_id": "task_id",
-    "ws_conn_id": "ws_conn_id",
-}
-"""The accepted names of settings, and the setting that each one stands for."""
-
-_TASK_KEYS = frozenset({"model", "language", "task_id", "ws_conn_id"})
+_TASK_KEYS = ("model", "language", "task_id", "ws_conn_id")
 _AUDIO_DEFAULTS = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
 """The settings that the first audio fixes, with their defaults. The first message fixes _TASK_KEYS."""
+
+_KEYS = {name: name for name in (*_TASK_KEYS, *_AUDIO_DEFAULTS)} | {"audio_format": "format"}
+"""The accepted names of settings, and the setting that each one stands for."""
 
 _RATES = range(1000, 384_001)
 _CHANNELS = range(1, 65)
@@ -88,7 +79,7 @@ class LiveTask:
         self._pending = await self._next()
         # AOG's client knows the task by the id of its connection.
         self.task_id = self._settings.get("ws_conn_id") or self._settings.get("task_id") or self.task_id
-        self._fixed |= _TASK_KEYS
+        self._fixed |= {*_TASK_KEYS}
 
     async def detect_format(self) -> tuple[str, int, int]:
         """Read until the format is known, or to the end: one of FORMATS, and for raw samples the rate and the number

@@ -1,4 +1,4 @@
-"""Samples and WAV files, as the engine gets and returns them."""
+"""Samples and WAV files, as the engine gets and returns them. All supported systems are little-endian, as WAV is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from array import array
 from dataclasses import dataclass
 from itertools import repeat
 from operator import mul
-from sys import byteorder
 
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.speech.containers import UNKNOWN_LENGTH, wav_chunks
@@ -109,10 +108,10 @@ def _to_s16(data: bytes, kind: int, bits: int) -> bytes:
     if bits == 16:
         return data
     if kind == _FLOAT:
-        numbers = _native("f" if bits == 32 else "d", data)
-        return _little(array("h", map(_clipped, map(mul, numbers, repeat(32768.0)))))
+        numbers: array[float] = array("f" if bits == 32 else "d", data)
+        return array("h", map(_clipped, map(mul, numbers, repeat(32768.0)))).tobytes()
     if bits == 8:
-        return _little(array("h", [(value - 128) << 8 for value in data]))
+        return array("h", [(value - 128) << 8 for value in data]).tobytes()
     step = bits // 8
     top = bytearray(len(data) // step * 2)
     top[0::2], top[1::2] = data[step - 2 :: step], data[step - 1 :: step]  # the two most significant bytes
@@ -123,16 +122,3 @@ def _clipped(value: float) -> int:
     if -32768.0 <= value <= 32767.0:
         return round(value)
     return 0 if math.isnan(value) else 32767 if value > 0 else -32768
-
-
-def _native(code: str, data: bytes) -> array[float]:
-    numbers: array[float] = array(code, data)
-    if byteorder == "big":
-        numbers.byteswap()
-    return numbers
-
-
-def _little(numbers: array[int]) -> bytes:
-    if byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()

@@ -30,8 +30,8 @@ class Segment:
 def format_transcription(
     response_format: str, model: str, text: str, segments: Sequence[Segment], verbose: dict[str, Any]
 ) -> dict[str, Any]:
-    """The answer of speech-to-text: json, verbose_json, text, srt or vtt. `verbose` has the additional fields of verbose_json:
-    task, language, duration and words."""
+    """The answer of speech-to-text: json, verbose_json, text, srt or vtt. `verbose` has the additional fields of
+    verbose_json: task, language, duration and words."""
     if response_format == "text":
         text = plain_text(text, segments)
     elif response_format in ("srt", "vtt"):

@@ -9,11 +9,9 @@ import math
 from array import array
 from collections import deque
 from operator import add, mul
-from sys import byteorder
 
 __all__ = ["FRAME_BYTES", "FRAME_SECONDS", "LOUDEST_FIRST_BACKGROUND", "VoiceActivityDetector", "level"]
 
-RATE = 16_000
 FRAME_BYTES = 640
 """A frame: 20 ms of 16 kHz mono s16le."""
 
@@ -40,8 +38,6 @@ def level(frame: bytes) -> float:
     autocorrelation without an additional pass, attenuates hum and rumble. A constant offset is removed.
     """
     samples = array("h", frame)
-    if byteorder == "big":
-        samples.byteswap()
     pairs = list(map(add, samples[::2], samples[1::2]))
     energy: float = sum(map(mul, pairs, pairs))
     if not energy:

@@ -16,7 +16,7 @@ import os
 import socket
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from engine_plugin.errors import BadGatewayError, UnavailableError
 from engine_plugin.system.limits import NO_FILES, files_in_use
@@ -69,7 +69,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: Http1Client) -> None:
         self._client = client
-        self.transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport  # from `connection_made` on
         self.buffer = bytearray()
         self.ended = False
         self.broken = False  # closed with an error
@@ -78,14 +78,12 @@ class _Connection(asyncio.Protocol):
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError("a stream transport is needed")
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         self._client.heard = True
-        if len(self.buffer) >= _HIGH_WATER and not self._paused and self.transport is not None:
+        if len(self.buffer) >= _HIGH_WATER and not self._paused:
             self._paused = True
             self.transport.pause_reading()
         self._wake()
@@ -108,7 +106,7 @@ class _Connection(asyncio.Protocol):
         """Wait for more bytes; False at the end of the connection."""
         if self.ended:
             return False
-        if self._paused and self.transport is not None:
+        if self._paused:
             self._paused = False
             self.transport.resume_reading()
         self._waiter = asyncio.get_running_loop().create_future()
@@ -120,16 +118,14 @@ class _Connection(asyncio.Protocol):
         return len(self.buffer) > before
 
     def write(self, data: bytes) -> None:
-        if self.transport is not None:
-            self.transport.write(data)
+        self.transport.write(data)
 
     @property
     def usable(self) -> bool:
-        return not self.ended and not self.buffer and self.transport is not None and not self.transport.is_closing()
+        return not self.ended and not self.buffer and not self.transport.is_closing()
 
     def abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
+        self.transport.abort()
 
 
 class Http1Client:

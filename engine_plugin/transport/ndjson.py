@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.jsontext import answer_object
+from engine_plugin.jsontext import answer_object, json_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -22,8 +21,8 @@ _SHOWN = 120
 async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
     """Yield the body in blocks of whole, non-empty lines: all lines that have arrived together.
 
-    Each line ends in LF. A last line without LF counts if it is JSON. A line of over `longest` bytes (0: 16 MiB),
-    and a body that ends inside one, raise BadGatewayError.
+    Each line ends in LF. A last line without LF counts if it is a JSON object. A line of over `longest` bytes (0: 16
+    MiB), and a body that ends inside one, raise BadGatewayError.
     """
     longest = longest or _MAX_LINE
     parts: list[bytes] = []  # of a line whose end has not arrived
@@ -41,7 +40,7 @@ async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator
             if size > longest:
                 raise BadGatewayError(f"the engine sent a line of over {longest} bytes")
     if rest := b"".join(parts).strip():
-        if not _is_json(rest):
+        if json_object(rest) is None:
             raise BadGatewayError("the engine's stream ended inside a line")
         yield rest + b"\n"
 
@@ -53,14 +52,6 @@ def _without_empty(lines: bytes) -> bytes:
     return b"".join(
         line.strip().replace(b"\r", b" ") + b"\n" for line in lines.split(b"\n") if not line.isspace() and line
     )
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def as_events(lines: bytes) -> bytes:

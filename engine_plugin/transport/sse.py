@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.jsontext import answer_object, write_json
+from engine_plugin.jsontext import answer_object, json_object, write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -72,11 +71,8 @@ def error_event(block: bytes) -> int:
 
 
 def _tells_error(data: bytes) -> bool:
-    try:
-        shape = json.loads(data)
-    except (ValueError, RecursionError):
-        return data.startswith(b'{"error"')
-    return isinstance(shape, dict) and shape.get("error") not in _NO_ERROR
+    shape = json_object(data)
+    return data.startswith(b'{"error"') if shape is None else shape.get("error") not in _NO_ERROR
 
 
 def after_done(block: bytes) -> int:
