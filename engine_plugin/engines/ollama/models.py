@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
@@ -75,14 +77,6 @@ class ModelFacts:
     native: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """The models at the time `at` (time.monotonic), by their full names."""
-
-    models: Mapping[str, ModelInfo]
-    at: float
-
-
 def full_name(name: str) -> str:
     """The name in lower case, with its tag and without the default host and namespace. For comparisons."""
     name = name.strip().lower()
@@ -103,12 +97,14 @@ class ServerModels:
         self._options = options
         self._references = references or References()
         self._shown: DigestCache[Capabilities] = DigestCache()
-        self._listing: _Listing | None = None
+        self._listing: Mapping[str, ModelInfo] = {}
+        """The models by their full names, as they were at `_listed_at` (time.monotonic)."""
+        self._listed_at = -math.inf
         self._client: OllamaClient | None = None
 
     def invalidate(self) -> None:
         """Discard the listing. Called when the models may have changed."""
-        self._listing = None
+        self._listed_at = -math.inf
 
     # Listing
 
@@ -141,18 +137,15 @@ class ServerModels:
         Cloud models need not be listed, since the server forwards their requests. Raises ModelNotFoundError with
         similar names.
         """
-        for fresh in (False, True):
-            if fresh:
-                if time.monotonic() - self._listed_at < _POLL:  # the listing is new
-                    break
-                self.invalidate()
-            listed = await self._listed(client)
-            found = listed.get(full_name(name)) or await self._by_reference(name, listed)
-            if found is not None:
-                return found
+        found = await self._find(client, name)
+        if found is None and time.monotonic() - self._listed_at >= _POLL:  # the listing may be out of date
+            self.invalidate()
+            found = await self._find(client, name)
+        if found is not None:
+            return found
         if is_cloud_name(name):
             return self._cloud(name)
-        names = [model.name for model in (await self._listed(client)).values()]
+        names = [model.name for model in self._listing.values()]
         raise catalogue.model_missing(name, near=near_names(name, names), here=sorted(names), pull=name)
 
     async def default(self, client: OllamaClient, service: str) -> str:
@@ -194,10 +187,14 @@ class ServerModels:
         except OSError as error:  # the pull itself succeeded
             log.warning("the reference %r to %s is lost when the plugin ends: %s", reference, model.name, error)
 
-    async def _by_reference(self, reference: str, listed: Mapping[str, ModelInfo]) -> ModelInfo | None:
-        known = await self._references.get(reference)
+    async def _find(self, client: OllamaClient, name: str) -> ModelInfo | None:
+        """The listed model with this name, else the one that was pulled by this reference."""
+        listed = await self._listed(client)
+        if found := listed.get(full_name(name)):
+            return found
+        known = await self._references.get(name)
         found = listed.get(known.name) if known else None
-        return found if found is not None and known is not None and found.digest == known.digest else None
+        return found if found and known and found.digest == known.digest else None
 
     # Changes
 
@@ -251,18 +248,11 @@ class ServerModels:
 
     # The listing
 
-    @property
-    def _listed_at(self) -> float:
-        return self._listing.at if self._listing else 0.0
-
     async def _listed(self, client: OllamaClient) -> Mapping[str, ModelInfo]:
-        if client is not self._client:
-            self._client, self._listing = client, None
-        listing = self._listing
-        if listing is None or time.monotonic() - listing.at > _LISTING_AGE:
-            models = await self._fetch_listing(client)
-            listing = self._listing = _Listing({full_name(model.name): model for model in models}, time.monotonic())
-        return listing.models
+        if client is not self._client or time.monotonic() - self._listed_at > _LISTING_AGE:
+            listing = {full_name(model.name): model for model in await self._fetch_listing(client)}
+            self._client, self._listing, self._listed_at = client, listing, time.monotonic()
+        return self._listing
 
     async def _fetch_listing(self, client: OllamaClient) -> list[ModelInfo]:
         entries = named_entries(await client.ask("GET", "/api/tags"))
@@ -287,11 +277,16 @@ class ServerModels:
         found: dict[str, Capabilities] = {}
         left = iter(entries)
 
+        async def show(name: str) -> Capabilities:
+            return shown_capabilities(await client.ask("POST", "/api/show", {"model": name}, model=name))
+
         async def show_next() -> None:
             for entry in left:
-                shown = await self._shown_capabilities(client, entry)
-                if shown is not None:
-                    found[entry["name"]] = shown
+                name, digest = entry["name"], str(entry.get("digest") or "")
+                try:
+                    found[name] = await self._shown.get(name, digest, partial(show, name))
+                except EnginePluginError as error:  # not cached
+                    log.debug("%s: capabilities unknown: %s", name, error)
 
         if entries:
             with suppress(TimeoutError):
@@ -312,19 +307,6 @@ class ServerModels:
         if "audio" in can.features:
             can = replace(can, features=(*can.features, "transcription"))
         return replace(bare, capabilities=can)
-
-    async def _shown_capabilities(self, client: OllamaClient, entry: dict[str, Any]) -> Capabilities | None:
-        """The capabilities from /api/show, cached by digest; None on an error, which is not cached."""
-        name, digest = entry["name"], str(entry.get("digest") or "")
-
-        async def show() -> Capabilities:
-            return shown_capabilities(await client.ask("POST", "/api/show", {"model": name}, model=name))
-
-        try:
-            return await self._shown.get(name, digest, show)
-        except EnginePluginError as error:
-            log.debug("%s: capabilities unknown: %s", name, error)
-            return None
 
     def _num_ctx(self, model: ModelInfo) -> int:
         """The context of plugin.yaml, at most what the server reports; 0 for the server's default."""

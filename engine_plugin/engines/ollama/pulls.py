@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.models import ServerModels
     from engine_plugin.models.request import PullRequest
-    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["Pulls", "upload"]
 
@@ -151,7 +150,12 @@ def _plan(client: OllamaClient, request: PullRequest) -> _Plan:
         path = local_path(text, where).expanduser().absolute()
         if not path.is_file():
             raise ModelNotFoundError(f"{where}: the file {str(path)!r} does not exist.")
-        _refuse_part(path.name, where)
+        if whole := whole_name(path.name):
+            raise InvalidRequestError.at(
+                where,
+                f"{path.name} is one part of a split model, and Ollama accepts whole files only. Join the parts by "
+                f"`llama-gguf-split --merge FIRST-PART {whole}`, then pull {whole}.",
+            )
         return _Plan(client, name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
         raise InvalidRequestError.at(
@@ -162,23 +166,13 @@ def _plan(client: OllamaClient, request: PullRequest) -> _Plan:
     return _Plan(client, name, "", digest, request.insecure)
 
 
-def _refuse_part(name: str, where: str) -> None:
-    """Raise InvalidRequestError for one part of a split model: the server accepts whole files only."""
-    whole = whole_name(name)
-    if whole:
-        raise InvalidRequestError.at(
-            where,
-            f"{name} is one part of a split model, and Ollama accepts whole files only. Join the parts by "
-            f"`llama-gguf-split --merge FIRST-PART {whole}`, then pull {whole}.",
-        )
-
-
 async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
     """Upload a file unless the server has it, and create a model of it."""
     path = Path(plan.source)
-    await _require_gguf(path)
     publish(Status(f"reading {path.name}"))
     try:
+        async with opened(path) as file:
+            _require_gguf(path, await in_thread(file.read, len(LFS_POINTER)))
         digest = await sha256_of(path)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -196,13 +190,18 @@ async def _post_and_watch(
     client: OllamaClient, path: str, shape: dict[str, Any], model: str, publish: Callable[[PullEvent], None]
 ) -> None:
     """Send a request whose answer is a stream of progress lines, and publish them up to `success`."""
-    status = ""
+    loop, status = asyncio.get_running_loop(), ""
+    body = json.dumps(shape).encode()
     try:
-        async with client.request("POST", path, json.dumps(shape).encode(), model=model) as response:
-            async for line in _lines(response):
-                status = _publish_line(checked_line(line, model), status, publish)
-                if status == _SUCCESS:
-                    return
+        async with asyncio.timeout(_SILENCE) as silence, client.request("POST", path, body, model=model) as response:
+            async for lines in whole_lines(response):
+                silence.reschedule(loop.time() + _SILENCE)
+                for line in line_objects(lines):
+                    status = _publish_line(checked_line(line, model), status, publish)
+                    if status == _SUCCESS:
+                        return
+    except TimeoutError:
+        raise PullError(f"model: the server sent nothing for {_SILENCE:g} s. Pull again to resume") from None
     except BadGatewayError as error:
         raise _failure(error.reason, model) from error
     raise PullError(f"model: the server stopped pulling {model} without an error. Pull it again to resume")
@@ -221,20 +220,6 @@ def _publish_line(line: dict[str, Any], before: str, publish: Callable[[PullEven
 
 def _text(status: object) -> str:
     return one_line(status[:_MAX_STATUS]) if isinstance(status, str) else ""
-
-
-async def _lines(response: HttpResponse) -> AsyncGenerator[dict[str, Any], None]:
-    blocks = aiter(whole_lines(response))
-    while True:
-        try:
-            async with asyncio.timeout(_SILENCE):
-                block = await anext(blocks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise PullError(f"model: the server sent nothing for {_SILENCE:g} s. Pull again to resume") from None
-        for line in line_objects(block):
-            yield line
 
 
 def _failure(message: str, model: str) -> EnginePluginError:
@@ -262,13 +247,8 @@ def _failure(message: str, model: str) -> EnginePluginError:
 # Files
 
 
-async def _require_gguf(path: Path) -> None:
-    """Raise InvalidRequestError unless the file is GGUF, which the server would report only after the upload.
-
-    Raises PullError if the file cannot be read.
-    """
-    async with aclosing(_pieces(path)) as pieces:
-        head = await anext(pieces, b"")
+def _require_gguf(path: Path, head: bytes) -> None:
+    """Raise InvalidRequestError unless the file is GGUF, which the server would report only after the upload."""
     if head.startswith(LFS_POINTER):
         raise InvalidRequestError.at(
             "model", f"{path} is a Git LFS pointer, not a model: run `git lfs pull` in its clone, or download it"
