@@ -71,11 +71,13 @@ class AttachedServer:
         return self._client is not None and time.monotonic() < self._known_until
 
     async def find(self, *, refresh: bool = False) -> OllamaClient | None:
-        """The client of the server; None if no server answers within `probe_timeout`.
+        """The client of the server; None if no server answers within `probe_timeout`, or with `server: manage`.
 
         Probes unless the server is `known`, or always with `refresh`. Raises PreconditionError for a server that is
         too old, AuthError for one that requires a key.
         """
+        if self._options.server == "manage":
+            return None
         client = self._client if self.known and not refresh else await self._probing.run(self._probe)
         if client is not None and is_older(self.version, self._options.minimum_version):
             raise catalogue.SOFTWARE_TOO_OLD.error(
@@ -98,15 +100,23 @@ class AttachedServer:
         if client is not None:
             client.close()
 
-    def unreachable(self, otherwise: str = "") -> UnavailableError:
-        """The error for a server that does not answer. `otherwise` is a further remedy."""
+    @property
+    def description(self) -> str:
+        """The server in messages."""
+        name = f"Ollama {self.version}".rstrip()
+        return f"{name} at {self.address.url} is an attached server, which the plugin does not change"
+
+    def unreachable(self) -> UnavailableError:
+        """The error for a server that does not answer."""
+        otherwise = "have the plugin run a managed server: call InstallEngine"
+        if self._options.server == "attach":
+            otherwise = f"correct the address ({self.address.source}): engine.address in plugin.yaml, or OLLAMA_HOST"
         return catalogue.SERVER_UNREACHABLE.error(
             server="Ollama server",
             address=self.address.url,
             reason="; ".join(filter(None, (self._reason, self.address.ignored))),
             start=_how_to_start(self.address),
-            otherwise=otherwise
-            or f"correct the address ({self.address.source}): engine.address in plugin.yaml, or OLLAMA_HOST",
+            otherwise=otherwise,
         )
 
     async def _probe(self) -> OllamaClient | None:

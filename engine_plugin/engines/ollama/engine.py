@@ -96,7 +96,7 @@ class OllamaEngine(Engine):
             raise catalogue.ENGINE_NOT_RUNNING.error()
         if self._managed.running:
             return await self._managed.client()
-        client = await self._find_attached()
+        client = await self._attached.find()
         if client is None:
             raise await self._no_server()
         return client
@@ -106,15 +106,11 @@ class OllamaEngine(Engine):
         if (
             not self._stopped
             and not self._managed.running
-            and await self._find_attached() is None
+            and await self._attached.find() is None
             and await self._can_manage()
         ):
             await self.start("auto")
         return await self._client()
-
-    async def _find_attached(self, *, refresh: bool = False) -> OllamaClient | None:
-        """The client of the attached server; None if there is none, or if plugin.yaml has `server: manage`."""
-        return None if self._options.server == "manage" else await self._attached.find(refresh=refresh)
 
     async def _can_manage(self) -> bool:
         """Whether a managed server can be started where there is no attached one."""
@@ -124,37 +120,32 @@ class OllamaEngine(Engine):
         """The error for a call without a server."""
         if self._options.server == "manage" or await self._can_manage():
             return catalogue.ENGINE_NOT_RUNNING.error()
-        return self._unreachable()
-
-    def _unreachable(self) -> EnginePluginError:
-        if self._options.server == "attach":
-            return self._attached.unreachable()
-        return self._attached.unreachable("have the plugin run a managed server: call InstallEngine")
+        return self._attached.unreachable()
 
     # Software
 
     async def check(self) -> EngineCheck:
         if await self._is_attached():
-            return EngineCheck(installed=True, detail=self._describe_attached())
+            return EngineCheck(installed=True, detail=self._attached.description)
         managed = await self._managed.check()
         if self._options.server == "attach" or not (
             managed.installed or self._options.server == "manage" or self._options.ollama
         ):
-            return EngineCheck(False, str(self._unreachable()))
+            return EngineCheck(False, str(self._attached.unreachable()))
         return managed
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
         if await self._is_attached():
-            return f"{self._describe_attached()}; {_MANAGE}"
+            return f"{self._attached.description}; {_MANAGE}"
         if self._options.server == "attach":
-            raise self._unreachable()
+            raise self._attached.unreachable()
         return await self._installing.run(lambda: self._managed.install(progress, cover=cover))
 
     async def upgrade(self, progress: Progress) -> str:
         if await self._is_attached():
-            return f"nothing to upgrade: {self._describe_attached()}; {_MANAGE}"
+            return f"nothing to upgrade: {self._attached.description}; {_MANAGE}"
         if self._options.server == "attach":
-            return f"nothing to upgrade: {self._unreachable()}"
+            return f"nothing to upgrade: {self._attached.unreachable()}"
         return await self._installing.run(lambda: self._managed.upgrade(progress))
 
     async def _is_attached(self) -> bool:
@@ -162,13 +153,9 @@ class OllamaEngine(Engine):
         if self._managed.running:
             return False
         try:
-            return await self._find_attached(refresh=True) is not None
+            return await self._attached.find(refresh=True) is not None
         except (AuthError, PreconditionError):  # it answers, but cannot be used
             return True
-
-    def _describe_attached(self) -> str:
-        name = f"Ollama {self._attached.version}".rstrip()
-        return f"{name} at {self._attached.address.url} is an attached server, which the plugin does not change"
 
     async def init_env(self) -> None:
         await self._managed.init_env()
@@ -176,10 +163,10 @@ class OllamaEngine(Engine):
     async def version(self) -> str:
         if await self._is_attached():
             if not self._attached.version:
-                await self._find_attached()  # raises the reason
+                await self._attached.find()  # raises the reason
             return self._attached.version
         if self._options.server == "attach":
-            raise EngineNotInstalledError(str(self._unreachable()))
+            raise EngineNotInstalledError(str(self._attached.unreachable()))
         return await self._managed.version()
 
     def config(self) -> EngineConfig:
@@ -204,17 +191,15 @@ class OllamaEngine(Engine):
 
     async def _start(self, mode: str) -> None:
         async with self._lifecycle:
-            if not self._managed.running and await self._find_attached(refresh=True) is not None:
+            if self._managed.running:
+                await self._managed.ensure_ready()
+            elif await self._attached.find(refresh=True) is not None:
                 if mode != "auto":
-                    log.info("mode %s has no effect: %s", mode, self._describe_attached())
-            elif self._options.server == "attach":
-                raise self._unreachable()
-            elif not self._managed.running:
-                if self._options.server == "auto" and not (await self._managed.check()).installed:
-                    raise self._unreachable()
+                    log.info("mode %s has no effect: %s", mode, self._attached.description)
+            elif self._options.server == "manage" or await self._can_manage():
                 await self._managed.start(mode)
             else:
-                await self._managed.ensure_ready()
+                raise self._attached.unreachable()
             self._stopped = False
 
     async def stop(self) -> None:
@@ -235,7 +220,7 @@ class OllamaEngine(Engine):
             return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         if self._managed.running:
             return await self._managed.health()
-        if await self._find_attached(refresh=True) is None:
+        if await self._attached.find(refresh=True) is None:
             return Health.dead(await self._no_server())
         address = self._attached.address
         where = f"{address.url} ({address.ignored})" if address.ignored else address.url
@@ -266,7 +251,7 @@ class OllamaEngine(Engine):
         await self._models.unload(await self._client(), name, self._options.drain_timeout)
 
     async def running_models(self) -> Sequence[ModelInfo]:
-        if self._stopped or not (self._managed.running or await self._find_attached() is not None):
+        if self._stopped or not (self._managed.running or await self._attached.find() is not None):
             return ()
         return await self._models.running(await self._client())
 

@@ -73,7 +73,7 @@ async def test_running_server_is_found_with_its_version(contract_server: Contrac
 
 async def test_closed_port_gives_no_server() -> None:
     [port] = free_ports(1)
-    server = attached_server(f"127.0.0.1:{port}")
+    server = attached_server(f"127.0.0.1:{port}", server="attach")
     assert await server.find() is None
     message = str(server.unreachable())
     assert f"no Ollama server answers at http://127.0.0.1:{port} (" in message
