@@ -255,8 +255,7 @@ def _require_gguf(path: Path, head: bytes) -> None:
         )
     if not head.startswith(_MAGIC):
         raise InvalidRequestError.at(
-            "model",
-            f"{path} is not a GGUF file: it begins with {head[:4]!r}. Use another one, or convert it to GGUF",
+            "model", f"{path} is not a GGUF file: it begins with {head[:4]!r}. Use another one, or convert it to GGUF"
         )
 
 

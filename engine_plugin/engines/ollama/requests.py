@@ -37,15 +37,7 @@ _RENAMED = {
     "repetition_penalty": "repeat_penalty",
 }
 _INTEGERS = ("num_predict", "top_k", "seed", "num_ctx", "repeat_last_n", "num_keep")
-_NUMBERS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repeat_penalty",
-)
+_NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repeat_penalty")
 _OPTION_FIELDS = (*_RENAMED, *_INTEGERS, *_NUMBERS)
 _CONVERTED = frozenset({*_OPTION_FIELDS, "stop", "options", "tool_choice", "messages"})
 
@@ -82,12 +74,11 @@ def single_requests(service: str, request: dict[str, Any], *, native: bool) -> l
     count = _choices(request)
     if len(prompts) * count > _MAX_ANSWERS:
         raise InvalidRequestError.at(
-            "prompt",
-            f"{len(prompts)} prompts with {count} choices each exceed the limit of {_MAX_ANSWERS} answers",
+            "prompt", f"{len(prompts)} prompts with {count} choices each exceed the limit of {_MAX_ANSWERS} answers"
         )
     seed = request.get("seed")
     # The same seed would repeat the answer.
-    seeds = [{"seed": seed + number} if isinstance(seed, int) else {} for number in range(count)]
+    seeds = [{"seed": seed + number} if number and isinstance(seed, int) else {} for number in range(count)]
     return [request | prompt | seeded for prompt in prompts for seeded in seeds]
 
 
@@ -143,28 +134,26 @@ def _translated(service: str, request: dict[str, Any]) -> dict[str, Any]:
         body["input"] = _texts(request, "input")
         return body
     form = request.get("response_format")
-    if form is not None:
-        _format(body, form)
+    if form is not None and (converted := _format(form)) is not None:
+        body["format"] = converted
     _logprobs(body, request)
     return body
 
 
-def _format(body: dict[str, Any], form: Any) -> None:
-    """Convert OpenAI's response_format to `format`."""
+def _format(form: Any) -> Any:
+    """The `format` for OpenAI's response_format; None for text."""
     kind = form.get("type") if isinstance(form, dict) else None
-    if kind == "text":
-        return
     if kind == "json_object":
-        body["format"] = form.get("schema") or "json"
-        return
+        return form.get("schema") or "json"
     if kind == "json_schema":
         wrapped = form.get("json_schema")
         schema = wrapped.get("schema") if isinstance(wrapped, dict) else None
         if not isinstance(schema, dict):
             raise InvalidRequestError.at("response_format.json_schema.schema", "is missing; it must be a JSON schema")
-        body["format"] = schema
-        return
-    raise InvalidRequestError.at("response_format.type", "must be text, json_object or json_schema")
+        return schema
+    if kind != "text":
+        raise InvalidRequestError.at("response_format.type", "must be text, json_object or json_schema")
+    return None
 
 
 def _logprobs(body: dict[str, Any], request: dict[str, Any]) -> None:

@@ -5,10 +5,15 @@ For models whose thinking the server does not separate itself.
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["ThinkParser", "split_thinking"]
 
 _OPEN = "<think>"
 _CLOSE = "</think>"
+_TAG = re.compile("</?think>")
+_BEGINNING = re.compile(r"</?(?:t(?:h(?:i(?:nk?)?)?)?)?\Z")
+"""A tag that may begin at the end of a text."""
 
 
 class ThinkParser:
@@ -35,18 +40,19 @@ class ThinkParser:
         """The thinking and the content that this piece completes."""
         if self.plain and "<" not in piece:
             return "", piece
-        text, position = self._held + piece, 0
+        text = self._held + piece
+        beginning = _BEGINNING.search(text)
+        self._held = beginning[0] if beginning else ""
+        end, position = len(text) - len(self._held), 0
         thinking: list[str] = []
         content: list[str] = []
-        while True:
-            at, tag = _next_tag(text, position)
-            self._add(text[position:at], thinking, content)
-            if not tag:
-                self._held = text[at:]
-                return "".join(thinking), "".join(content)
-            position = at + len(tag)
-            self._thinking, self._lead = tag == _OPEN, []
+        for tag in _TAG.finditer(text):
+            self._add(text[position : tag.start()], thinking, content)
+            position = tag.end()
+            self._thinking, self._lead = tag[0] == _OPEN, []
             self._after_tag = self._thinking or not self._begun
+        self._add(text[position:end], thinking, content)
+        return "".join(thinking), "".join(content)
 
     def end(self) -> tuple[str, str]:
         """The thinking and the content that were held back, now that they cannot become a tag."""
@@ -66,22 +72,6 @@ class ThinkParser:
             text, self._lead, self._begun = "".join([*self._lead, text]), [], True
         self._after_tag = False
         (thinking if self._thinking else content).append(text)
-
-
-def _next_tag(text: str, start: int) -> tuple[int, str]:
-    """The position and text of the next tag.
-
-    Without one: the position of a tag that may begin at the end of the text, else the end, and "".
-    """
-    at = text.find("<", start)
-    while at >= 0:
-        for tag in (_OPEN, _CLOSE):
-            if text.startswith(tag, at):
-                return at, tag
-            if tag.startswith(text[at : at + len(tag)]):  # a slice to the end would be quadratic for many `<`
-                return at, ""
-        at = text.find("<", at + 1)
-    return len(text), ""
 
 
 def split_thinking(text: str) -> tuple[str, str]:
