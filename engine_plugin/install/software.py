@@ -214,7 +214,7 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         Blocking.
         """
         backend, check = self._find(), self.check()
-        if _doubt(backend):
+        if backend is not None and _doubt(backend):
             raise PreconditionError(check.detail)
         if backend is None or not check.installed:
             advice = "" if backend else self._manual_advice()  # InstallEngine adds what a present one lacks
@@ -252,10 +252,9 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
             await self.sweep()
             return check.detail
         present = await in_thread(self._find)
-        doubt = await in_thread(_doubt, present)
-        if doubt and present is not None and present.folder is None:  # InstallEngine cannot replace it
-            raise InstallError(check.detail)
-        if (advice := self._manual_advice()) and present is None:
+        if present is not None and present.folder is None and (await in_thread(_doubt, present)) is not None:
+            raise InstallError(check.detail)  # InstallEngine cannot replace it
+        if present is None and (advice := self._manual_advice()):
             raise InstallError(
                 f"{self._missing_reason()}. InstallEngine does not install the backend that plugin.yaml selects. "
                 f"{advice}"
@@ -443,10 +442,8 @@ def locate_program(name: str, environ: Mapping[str, str]) -> str:
     return str(program)
 
 
-def _doubt(backend: Backend | None) -> Doubt | None:
+def _doubt(backend: Backend) -> Doubt | None:
     """Why the software cannot be used: its owner, permissions or mount options."""
-    if backend is None:
-        return None
     if backend.executable:
         return program_doubt(Path(backend.executable))
     return None if backend.site is None else noexec_doubt(backend.site)

@@ -227,14 +227,10 @@ class EngineProcess(ABC):
         A process that must be restarted does not serve any longer when this returns.
         """
         run = self.latest_run
-        if run is None or run.health is None:
-            return
-        if why := self.unusable():
-            if not run.abandoned.done():
-                run.abandoned.set_result(why)
-            await run.over.wait()
-        else:
-            await self._check(run)
+        if run is not None and run.health is not None:
+            await self._check(run, run.health)
+            if run.abandoned.done():
+                await run.over.wait()
 
     # The states, from a start to the stop or the final failure
 
@@ -405,9 +401,7 @@ class EngineProcess(ABC):
         while True:
             began = loop.time()
             await asyncio.sleep(policy.interval)
-            if why := self.unusable():
-                return f"is restarted: {why}"
-            await self._check(run)
+            await self._check(run, health)
             answered = self.has_answered()
             if not health.silent:
                 run.processor.forget()
@@ -421,9 +415,10 @@ class EngineProcess(ABC):
                     f"Last lines: {run.last_lines() or 'none'}"
                 )
 
-    async def _check(self, run: ProcessRun) -> None:
-        health = run.health
-        if health is None:
+    async def _check(self, run: ProcessRun, health: HealthRecord) -> None:
+        if why := self.unusable():
+            if not run.abandoned.done():
+                run.abandoned.set_result(why)
             return
         joins = self._checking.locked()
         async with self._checking:
