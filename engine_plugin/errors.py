@@ -89,7 +89,7 @@ class EnginePluginError(Exception):
     id: str = "internal-error"
     """The kind of failure, in kebab-case: a class's own, or that of the catalogue's entry that was raised."""
     remedy: ClassVar[str] = "Look into the plugin's log for the details, and report them."
-    """What to do, for docs/errors.md; the catalogue's entries have their own remedy."""
+    """What to do, for docs/errors.md, unless the catalogue has an entry with this id, and its remedy."""
     names: ClassVar[tuple[str, ...]] = ()
     """The fields that an error of this class may have, beside those of `error_about`."""
 
@@ -197,7 +197,6 @@ class ModelNotFoundError(NotFoundError):
     """A model is missing: `model` as requested, `pull` the reference to pull, "" if there is none."""
 
     id = "model-missing"
-    remedy = "Pull `pull`, or name another model: ListModels."
     names = ("model", "pull")
 
     @property
@@ -216,7 +215,6 @@ class DeadlineError(EnginePluginError):
 
     code = 408
     id = "deadline-exceeded"
-    remedy = "Raise the service's `timeout` in plugin.yaml, or ask for less."
 
 
 class PreconditionError(EnginePluginError):
@@ -231,7 +229,6 @@ class EngineNotInstalledError(PreconditionError):
     """The engine's software is not on this machine; InstallEngine puts it there."""
 
     id = "engine-not-installed"
-    remedy = "Call InstallEngine."
 
 
 class ModelNotLoadedError(PreconditionError):

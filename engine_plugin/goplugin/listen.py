@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from engine_plugin.errors import EnginePluginError
 
@@ -16,24 +16,19 @@ if TYPE_CHECKING:
     from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.server.seam import RpcServer
 
-__all__ = ["Address", "listening"]
-
-
-class Address(NamedTuple):
-    """An address as the handshake line gives it: `unix` and a path, or `tcp` and host:port."""
-
-    network: str
-    address: str
+__all__ = ["listening"]
 
 
 @contextlib.asynccontextmanager
-async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
+async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[tuple[str, str]]:
     """Start `server` at the address that `host` asks for; the caller stops it. Called by `session`.
+
+    Yields the network and the address as the handshake line gives them: `unix` and a path, or `tcp` and host:port.
 
     Raises EnginePluginError, with what to change, when neither the socket nor a port can be bound.
     """
     if host.transport == "tcp" or sys.platform == "win32":
-        yield Address("tcp", await _listen_tcp(server, host.min_port, host.max_port))
+        yield "tcp", await _listen_tcp(server, host.min_port, host.max_port)
         return
     from engine_plugin.system.socketdir import give_to_group, keep_fresh, private_directory
 
@@ -48,7 +43,7 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
             give_to_group(path, host.socket_group, 0o660)
         keeping = asyncio.create_task(keep_fresh(directory))
         try:
-            yield Address("unix", str(path))
+            yield "unix", str(path)
         finally:
             keeping.cancel()
 

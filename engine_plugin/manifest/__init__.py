@@ -11,33 +11,21 @@
 A plugin imports this package before its handshake, so it imports only PyYAML and the standard library.
 """
 
-from engine_plugin.manifest.load import (
-    MANIFEST_NAMES,
-    find_manifest,
-    inspect_manifest,
-    lint,
-    load_manifest,
-    manifest_file,
-)
+from engine_plugin.manifest.load import find_manifest, inspect_manifest, lint, load_manifest, manifest_file
 from engine_plugin.manifest.model import (
     PLATFORM_KEYS,
     SERVICE_NAMES,
     Capabilities,
     Manifest,
-    Platform,
-    Provider,
     ServiceSpec,
     platform_key,
 )
 
 __all__ = [
-    "MANIFEST_NAMES",
     "PLATFORM_KEYS",
     "SERVICE_NAMES",
     "Capabilities",
     "Manifest",
-    "Platform",
-    "Provider",
     "ServiceSpec",
     "find_manifest",
     "inspect_manifest",

@@ -56,9 +56,6 @@ class Variables:
         name, end = match.groups()
         if not end:
             raise VariableError(f"contains {quoted('${' + name)} without a closing brace", "Add the brace: ${HOME}")
-        return self._value(name)
-
-    def _value(self, name: str) -> str:
         if name == "PLUGIN_DIR":
             return str(self._plugin_dir)
         if name == "HOME":

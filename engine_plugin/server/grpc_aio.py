@@ -65,20 +65,15 @@ def _is_wrong(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_wrong)
 
 
-class _UnreadableMessage:
-    """Marks a message that cannot be parsed: an exception in a deserializer would become UNKNOWN."""
+def _reader(kind: type[Message]) -> Callable[[bytes], Message | RpcError]:
+    """A deserializer that returns an error for what is no message: one that it raises would become UNKNOWN."""
 
-    def __init__(self, kind: type[Message]) -> None:
-        name = kind.DESCRIPTOR.full_name
-        self.error = RpcError.of(Status.INVALID_ARGUMENT, InvalidRequestError(f"not a valid {name} message"))
-
-
-def _reader(kind: type[Message]) -> Callable[[bytes], Message | _UnreadableMessage]:
-    def read(data: bytes) -> Message | _UnreadableMessage:
+    def read(data: bytes) -> Message | RpcError:
         try:
             return kind.FromString(data)
         except DecodeError:
-            return _UnreadableMessage(kind)
+            error = InvalidRequestError(f"not a valid {kind.DESCRIPTOR.full_name} message")
+            return RpcError.of(Status.INVALID_ARGUMENT, error)
 
     return read
 
@@ -109,8 +104,8 @@ async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Message | None:
         message = await context.read()
     except _GONE as gone:
         raise HostGone(str(gone)) from gone
-    if isinstance(message, _UnreadableMessage):
-        raise message.error
+    if isinstance(message, RpcError):
+        raise message
     return None if message is grpc.aio.EOF else message
 
 
@@ -120,8 +115,8 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
     async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         call = _AioCall(context)
         try:
-            if isinstance(request, _UnreadableMessage):
-                raise request.error
+            if isinstance(request, RpcError):
+                raise request
             return await (handler(request, call) if takes_request else handler(call))
         except HostGone as gone:
             raise asyncio.CancelledError from gone
