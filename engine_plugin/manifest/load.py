@@ -77,34 +77,27 @@ def _unfit(path: Path) -> str:
     return ""
 
 
-def load_manifest(path: Path, environ: Mapping[str, str] | None = None, *, check_files: bool = False) -> Manifest:
+def load_manifest(path: Path, environ: Mapping[str, str] | None = None) -> Manifest:
     """Read a manifest. Raises ManifestError with all its errors; `inspect_manifest` returns warnings, too.
 
-    `environ` replaces the process's environment. A host sets `check_files` before a launch; a plugin that loads its
-    own manifest does not, since it is already running.
+    `environ` replaces the process's environment.
     """
-    manifest, problems = inspect_manifest(path, environ, check_files=check_files)
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if manifest is None or errors:
-        raise ManifestError(errors)
+    manifest, problems = inspect_manifest(path, environ)
+    if manifest is None:
+        raise ManifestError([problem for problem in problems if problem.severity == "error"])
     return manifest
 
 
-def inspect_manifest(
-    path: Path, environ: Mapping[str, str] | None = None, *, check_files: bool = False
-) -> tuple[Manifest | None, list[Problem]]:
+def inspect_manifest(path: Path, environ: Mapping[str, str] | None = None) -> tuple[Manifest | None, list[Problem]]:
     """Read a manifest and return it with all problems, errors and warnings, in the order of their lines.
 
     The manifest is None if the file has errors, or if another user could change it: it names programs that run as
-    this user. With `check_files`, an executable for this machine that is undeclared, missing or not executable is an
-    error, but the manifest is returned. Never raises.
+    this user. Never raises.
     """
     if is_file(path) and (doubt := distrust(path)):
         what = f"the file is not used, because another user could change it: {doubt.what}"
         return None, [Problem(str(absolute(path)), 0, what, doubt.fix)]
     manifest, problems = read_manifest(path, os.environ if environ is None else environ)
-    if manifest is not None and check_files:
-        problems += _executable_problems(manifest)
     return manifest, _in_order(problems)
 
 

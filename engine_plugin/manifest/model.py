@@ -187,6 +187,6 @@ class Manifest:
             "provider": asdict(self.provider),
             "services": services,
             "platforms": {key: asdict(platform) for key, platform in self.platforms.items()},
-            "resources": {**self.resources, "data_dir": str(self.data_dir)},
+            "resources": dict(self.resources),
         }
         return json.dumps(body, allow_nan=False).encode()

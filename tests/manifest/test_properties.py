@@ -41,7 +41,9 @@ def load_or_explain(path: Path, content: bytes) -> None:
     problems: tuple[Problem, ...] = ()
     loaded = None
     try:
-        loaded = json.loads(load_manifest(path, {}, check_files=True).to_json())
+        manifest = load_manifest(path, {})
+        loaded = json.loads(manifest.to_json())
+        manifest.executable()
     except ManifestError as error:
         problems = error.problems
         str(error).encode()
