@@ -43,15 +43,11 @@ class _Flight(Generic[PlanT]):
         self.news = asyncio.Event()
         """Set at each event, which replaces it by a new one, and at the end."""
         self.task: asyncio.Task[Success]
-        self._status: Status | None = None
-        self._progress: ChunkProgress | None = None
+        self._latest: dict[type, PullEvent] = {}
 
     def publish(self, event: PullEvent) -> None:
         """Pass an event on to every caller. Of the progress of one file only the latest waits to be read."""
-        if isinstance(event, Status):
-            self._status = event
-        elif isinstance(event, ChunkProgress):
-            self._progress = event
+        self._latest[type(event)] = event
         for events in self.watchers:
             last = events[-1] if events else None
             if isinstance(event, ChunkProgress) and isinstance(last, ChunkProgress) and event.digest == last.digest:
@@ -63,8 +59,7 @@ class _Flight(Generic[PlanT]):
 
     def watch(self) -> deque[PullEvent]:
         """The events of a new caller, beginning with the latest step and progress. `leave` ends it."""
-        latest = (self._status, self._progress)
-        events: deque[PullEvent] = deque((event for event in latest if event is not None), _MOST_EVENTS)
+        events = deque(self._latest.values(), _MOST_EVENTS)
         self.watchers.append(events)
         return events
 

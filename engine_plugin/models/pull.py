@@ -23,9 +23,16 @@ from engine_plugin.errors import (
 )
 from engine_plugin.models.hubs import RemoteFile, checked_files
 from engine_plugin.models.index import Record
-from engine_plugin.models.layout import Found, digest_of_files, files_of, files_to_copy, fingerprint
+from engine_plugin.models.layout import (
+    Found,
+    Staging,
+    digest_of_files,
+    digests_of,
+    files_of,
+    files_to_copy,
+    fingerprint,
+)
 from engine_plugin.models.request import LocalSource, StoredSource
-from engine_plugin.models.staging import Staging, digests_of
 from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder
 from engine_plugin.system.sizes import byte_size
 

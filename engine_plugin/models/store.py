@@ -4,13 +4,13 @@ Below the root, which is this user's only, a store of files has
 
     <name>.gguf                     a model; a file that was put there by hand is one, too
     <name>.json                     its record (index.py)
-    .partial/                       interrupted pulls and their locks (staging.py)
+    .partial/                       interrupted pulls and their locks (layout.py)
 
 and a store of folders
 
     <name>/, <owner>/<name>/        a model; a folder that was put there by hand is one, too
     .records/<name>.json            its record
-    .partial/<name>.…               interrupted pulls and their locks (staging.py); in these names `=` stands for `/`
+    .partial/<name>.…               interrupted pulls and their locks (layout.py); in these names `=` stands for `/`
 
 An engine owns one store, gives it an `inspect` that reads a model, and closes it in the end.
 """
@@ -37,7 +37,7 @@ from engine_plugin.models.info import (
     bundled_samples,
     kind_of_type,
 )
-from engine_plugin.models.layout import FileLayout, FolderLayout
+from engine_plugin.models.layout import FileLayout, FolderLayout, Staging
 from engine_plugin.models.names import near_names, validate_model_name
 from engine_plugin.models.remote_pull import pull_for
 from engine_plugin.models.request import (
@@ -53,7 +53,6 @@ from engine_plugin.models.request import (
     plan_pull,
     read_request,
 )
-from engine_plugin.models.staging import Staging
 from engine_plugin.redaction import redacted
 from engine_plugin.system.files import in_thread, private_folder
 
@@ -65,11 +64,9 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.models.index import Record
     from engine_plugin.models.pull import Choose
-    from engine_plugin.models.request import Sources
 
 __all__ = [
     "FetchPolicy",
-    "FolderStore",
     "Inspection",
     "ModelDetails",
     "ModelInfo",
@@ -82,7 +79,7 @@ __all__ = [
 
 
 class ModelStore:
-    """The model files below a root, and the samples of the package. Owned by an engine, used from one event loop."""
+    """The models below a root, and the samples of the package. Owned by an engine, used from one event loop."""
 
     def __init__(
         self,
@@ -90,23 +87,26 @@ class ModelStore:
         *,
         inspect: Callable[[Path], Awaitable[Inspection]],
         suffix: str = ".gguf",
+        choose: Choose | None = None,
+        default_hub: str = "hf",
         samples: Samples | None = None,
         policy: FetchPolicy | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """No I/O. `inspect` reads a file of any name, and raises InvalidRequestError or PullError for other files.
+        """No I/O. `inspect` reads a model at any path, and raises InvalidRequestError or PullError for other files.
 
-        The models are files that end in `suffix`. `environ` (default: that of the process) may forbid pulls from
-        Hugging Face.
+        The models are files that end in `suffix`, or with `choose` folders: it returns the paths in one that the
+        engine needs, and `default_hub` is the prefix of the hub that a reference without prefix means. `environ`
+        (default: that of the process) has the addresses and tokens of the hubs, and may forbid pulls.
         """
         self.root = root
         self._samples = samples or Samples()
         self._policy = policy or FetchPolicy()
         self._environ = os.environ if environ is None else environ
         self._hubs = hubs_of(self._environ, self._policy)
-        self._choose: Choose = list
-        self._sources: Sources = FileSources(suffix)
-        self._index = Index(FileLayout(root, suffix), inspect)
+        self._choose: Choose = choose or list
+        self._sources = FileSources(suffix) if choose is None else FolderSources(self._hubs, default_hub)
+        self._index = Index(FileLayout(root, suffix) if choose is None else FolderLayout(root), inspect)
         self._flights: PullFlights[PullPlan] = PullFlights(self._run)
 
     async def list(self) -> builtins.list[StoredModel]:
@@ -274,27 +274,3 @@ class ModelStore:
             sources=f"by {self._sources.brief}",
         )
         return error if where == "model" else ModelNotFoundError(f"{where}: {error}")
-
-
-class FolderStore(ModelStore):
-    """As ModelStore, with models that are folders."""
-
-    def __init__(
-        self,
-        root: Path,
-        *,
-        inspect: Callable[[Path], Awaitable[Inspection]],
-        choose: Choose,
-        samples: Samples | None = None,
-        policy: FetchPolicy | None = None,
-        environ: Mapping[str, str] | None = None,
-        default_hub: str = "hf",
-    ) -> None:
-        """No I/O. `inspect` reads a folder, `choose` returns the paths in it that the engine needs; both raise
-        PullError for a folder without a model. `environ` (default: that of the process) has the addresses and tokens
-        of the hubs, `default_hub` is the prefix of the one that a reference without prefix means.
-        """
-        super().__init__(root, inspect=inspect, samples=samples, policy=policy, environ=environ)
-        self._choose = choose
-        self._sources = FolderSources(self._hubs, default_hub)
-        self._index = Index(FolderLayout(root), inspect)

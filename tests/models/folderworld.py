@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.errors import PullError
 from engine_plugin.models.info import Inspection, ModelDetails
-from engine_plugin.models.store import FetchPolicy, FolderStore
+from engine_plugin.models.store import FetchPolicy, ModelStore
 from tests.models.hub import MODEL, REPOSITORY, hub_server
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class FolderWorld:
         self.samples = samples
         self.store = self.another()
 
-    def another(self, policy: FetchPolicy = POLICY) -> FolderStore:
+    def another(self, policy: FetchPolicy = POLICY) -> ModelStore:
         """A store over the same folder, as another start of the plugin has it."""
-        return FolderStore(
+        return ModelStore(
             self.root,
             inspect=self._inspect,
             choose=choose,

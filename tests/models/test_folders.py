@@ -29,8 +29,7 @@ from engine_plugin.errors import (
 from engine_plugin.models import layout
 from engine_plugin.models import pull as pulling
 from engine_plugin.models.info import bundled_samples
-from engine_plugin.models.layout import FolderLayout, digest_of_folder
-from engine_plugin.models.staging import Staging
+from engine_plugin.models.layout import FolderLayout, Staging, digest_of_folder
 from engine_plugin.models.store import PullRequest
 from tests.models.fakes import pull
 from tests.models.folderworld import NEEDED, SIZE, FolderWorld, below, folder_world, lay_out, tree_digest

@@ -11,7 +11,7 @@ import pytest
 from engine_plugin.download.events import Success
 from engine_plugin.errors import PullError
 from engine_plugin.models.info import Inspection
-from engine_plugin.models.store import FetchPolicy, FolderStore, ModelStore, PullRequest
+from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.models.fakes import digest_of, pull
 from tests.models.folderworld import choose
 from tests.models.hub import REPOSITORY, hub_server
@@ -78,7 +78,7 @@ async def test_hub_with_unknown_certificate_is_rejected(
 
     async with hub_server(context) as hub:
         environ = {"HF_ENDPOINT": hub.url(""), "MODELSCOPE_ENDPOINT": hub.url("")}
-        store = FolderStore(root, inspect=inspect, choose=choose, policy=POLICY, environ=environ)
+        store = ModelStore(root, inspect=inspect, choose=choose, policy=POLICY, environ=environ)
         source = f"{hub_name}:{REPOSITORY}"
         with pytest.raises(PullError, match=r"cannot connect.*SSL_CERT_FILE"):
             await pull(store, PullRequest(source, password="t0ken"))
@@ -105,7 +105,7 @@ async def test_a_hubs_list_is_not_followed_from_https_to_http(
             Script(status=307, body=b"", headers={"Location": plain.url("/api/x?token=hidden")})
         )
         environ = {"HF_ENDPOINT": hub.url(""), "MODELSCOPE_ENDPOINT": hub.url("")}
-        store = FolderStore(root, inspect=inspect, choose=choose, policy=POLICY, environ=environ)
+        store = ModelStore(root, inspect=inspect, choose=choose, policy=POLICY, environ=environ)
         with pytest.raises(PullError, match="from https to http") as caught:
             await pull(store, PullRequest(f"{hub_name}:{REPOSITORY}"))
         assert "hidden" not in caught.value.message

@@ -18,7 +18,7 @@ from engine_plugin.jsontext import JsonError
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.info import Inspection, ModelDetails, bundled_samples
 from engine_plugin.models.layout import files_of
-from engine_plugin.models.store import FolderStore
+from engine_plugin.models.store import ModelStore
 from engine_plugin.system.files import LFS_POINTER, in_thread, load_json
 from engine_plugin.system.sizes import byte_size, parameter_size
 
@@ -52,7 +52,7 @@ _CONVERT = (
 )
 
 
-def model_store(root: Path, hub: str, environ: Mapping[str, str], policy: FetchPolicy | None = None) -> FolderStore:
+def model_store(root: Path, hub: str, environ: Mapping[str, str], policy: FetchPolicy | None = None) -> ModelStore:
     """The store of OpenVINO models below `root`, with the bundled samples. No I/O beyond the samples' list.
 
     `hub` is where `owner/name` is pulled from: huggingface or modelscope.
@@ -61,7 +61,7 @@ def model_store(root: Path, hub: str, environ: Mapping[str, str], policy: FetchP
     async def inspect(path: Path) -> Inspection:
         return await in_thread(inspect_folder, path)
 
-    return FolderStore(
+    return ModelStore(
         root,
         inspect=inspect,
         choose=choose_files,

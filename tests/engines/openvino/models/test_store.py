@@ -20,7 +20,7 @@ from tests.models.hub import REPOSITORY, hub_server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engine_plugin.models.store import FolderStore
+    from engine_plugin.models.store import ModelStore
     from tests.models.hub import HubServer
 
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
@@ -33,7 +33,7 @@ async def hub() -> AsyncIterator[HubServer]:
 
 
 @pytest.fixture
-async def store(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FolderStore]:
+async def store(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelStore]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     policy = FetchPolicy(connect_s=5, stall_s=5, attempts=2, backoff_s=0.01, longest_wait_s=1)
@@ -69,7 +69,7 @@ async def test_each_sample_is_the_folder_that_the_index_describes(name: str) -> 
 
 
 @pytest.mark.parametrize("source", [f"hf:{REPOSITORY}", f"ms:{REPOSITORY}", REPOSITORY])
-async def test_repository_on_a_hub_becomes_a_model(store: FolderStore, hub: HubServer, source: str) -> None:
+async def test_repository_on_a_hub_becomes_a_model(store: ModelStore, hub: HubServer, source: str) -> None:
     sample = bundled_samples("openvino").get("tiny-image")
     assert sample is not None
     hub.tree = {path: (sample.path / path).read_bytes() for path, _ in files_of(sample.path)}
@@ -81,13 +81,13 @@ async def test_repository_on_a_hub_becomes_a_model(store: FolderStore, hub: HubS
     assert {name for name, _ in hub.fetched} == {path for path, _ in files_of(sample.path)}
 
 
-async def test_given_kind_overrides_the_detected_one(store: FolderStore) -> None:
+async def test_given_kind_overrides_the_detected_one(store: ModelStore) -> None:
     await pull(store, PullRequest("mine", source=str(SAMPLES / "tiny-chat"), model_type="rerank"))
     assert (await store.get("mine")).kind == "rerank"
 
 
 async def test_repository_without_an_openvino_model_is_rejected_before_the_download(
-    store: FolderStore, hub: HubServer
+    store: ModelStore, hub: HubServer
 ) -> None:
     hub.tree = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
     with pytest.raises(PullError, match=r"hf:Owner/Model-1@main: .*openvino_model\.xml is missing.*safetensors"):
