@@ -92,7 +92,7 @@ def resolve(
 def _guesses(name: str, family: str, parameter_size: str) -> list[tuple[str, Capabilities]]:
     found = family_of(name, family)
     size = parameters_of(parameter_size) or parameters_of(name)
-    known = [] if found is None else [("family", Capabilities(found.features, found.context_length))]
+    known = [] if found is None else [("family", found)]
     return [*known, ("estimate", Capabilities((), estimated_context(size)))]
 
 

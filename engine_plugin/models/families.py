@@ -6,64 +6,41 @@ The lengths are those of the first models of a family, as published by their mak
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-__all__ = ["Family", "estimated_context", "family_of", "parameters_of"]
+from engine_plugin.models.info import Capabilities
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The context length of a family in tokens, and its features besides completion (words of FEATURES)."""
-
-    context_length: int
-    features: tuple[str, ...] = ()
+__all__ = ["ESTIMATES", "FAMILIES", "LEAST", "estimated_context", "family_of", "parameters_of"]
 
 
-_TOOLS = ("tools",)
-_THINKING = ("thinking",)
-_VISION = ("vision",)
+_ROWS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
+    ("llama2", 4_096, ()),
+    ("bakllava, llava", 4_096, ("vision",)),
+    ("gemma2, llama3", 8_192, ()),
+    ("codegemma", 8_192, ("insert",)),
+    ("minicpm-v, moondream", 8_192, ("vision",)),
+    ("codellama, phi4", 16_384, ()),
+    ("starcoder2", 16_384, ("insert",)),
+    ("mistral, mixtral", 32_768, ()),
+    ("gemma3, phi3, phi3.5, qwen2", 131_072, ()),
+    ("deepseek-coder-v2", 131_072, ("insert",)),
+    ("deepseek-r1, qwq", 131_072, ("thinking",)),
+    ("command-r, devstral, glm-4, llama3.1, llama3.2, llama3.3, mistral-large", 131_072, ("tools",)),
+    ("mistral-nemo, mistral-small, qwen2.5", 131_072, ("tools",)),
+    ("qwen2.5-coder", 131_072, ("tools", "insert")),
+    ("qwen3", 131_072, ("tools", "thinking")),
+    ("llama3.2-vision", 131_072, ("vision",)),
+    ("codestral", 262_144, ("insert",)),
+    ("kimi-k2, qwen3-coder", 262_144, ("tools",)),
+)
+"""Families, their context length in tokens, and their features besides completion: the table in docs/models.md."""
 
-_FAMILIES = {
-    "bakllava": Family(4_096, _VISION),
-    "codegemma": Family(8_192, ("insert",)),
-    "codellama": Family(16_384),
-    "codestral": Family(262_144, ("insert",)),
-    "command-r": Family(131_072, _TOOLS),
-    "deepseek-coder-v2": Family(131_072, ("insert",)),
-    "deepseek-r1": Family(131_072, _THINKING),
-    "devstral": Family(131_072, _TOOLS),
-    "gemma2": Family(8_192),
-    "gemma3": Family(131_072),
-    "glm-4": Family(131_072, _TOOLS),
-    "kimi-k2": Family(262_144, _TOOLS),
-    "llama2": Family(4_096),
-    "llama3": Family(8_192),
-    "llama3.1": Family(131_072, _TOOLS),
-    "llama3.2": Family(131_072, _TOOLS),
-    "llama3.2-vision": Family(131_072, _VISION),
-    "llama3.3": Family(131_072, _TOOLS),
-    "llava": Family(4_096, _VISION),
-    "minicpm-v": Family(8_192, _VISION),
-    "mistral": Family(32_768),
-    "mistral-large": Family(131_072, _TOOLS),
-    "mistral-nemo": Family(131_072, _TOOLS),
-    "mistral-small": Family(131_072, _TOOLS),
-    "mixtral": Family(32_768),
-    "moondream": Family(8_192, _VISION),
-    "phi3": Family(131_072),
-    "phi3.5": Family(131_072),
-    "phi4": Family(16_384),
-    "qwen2": Family(131_072),
-    "qwen2.5": Family(131_072, _TOOLS),
-    "qwen2.5-coder": Family(131_072, ("tools", "insert")),
-    "qwen3": Family(131_072, ("tools", "thinking")),
-    "qwen3-coder": Family(262_144, _TOOLS),
-    "qwq": Family(131_072, _THINKING),
-    "starcoder2": Family(16_384, ("insert",)),
-}
+FAMILIES = {name: Capabilities(features, context) for names, context, features in _ROWS for name in names.split(", ")}
 
-_ESTIMATES = ((70e9, 131_072), (30e9, 65_536), (13e9, 32_768), (7e9, 16_384))
-_LEAST = 8_192
+ESTIMATES = ((70e9, 131_072), (30e9, 65_536), (13e9, 32_768), (7e9, 16_384))
+"""Numbers of parameters, and the context length that is estimated from each on."""
+
+LEAST = 8_192
+"""The estimate for fewer parameters."""
 
 _JOINT = re.compile(r"(?<=[a-z])[-_ ](?=\d)")
 _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,6}(?:\.\d{1,4})?) ?([kmbt])(?![a-z0-9])")
@@ -77,10 +54,10 @@ def _plain(name: str) -> str:
     return _JOINT.sub("", _MAKERS.sub("", last))
 
 
-_PLAIN = {_plain(key): family for key, family in _FAMILIES.items()}
+_PLAIN = {_plain(key): family for key, family in FAMILIES.items()}
 
 
-def family_of(*names: str) -> Family | None:
+def family_of(*names: str) -> Capabilities | None:
     """The family whose key is the longest prefix of one of the names (of a model, of its architecture)."""
     best = ""
     for name in map(_plain, names):
@@ -107,4 +84,4 @@ def estimated_context(parameters: float) -> int:
     """An estimate of the context length (tokens) of a model with so many parameters; 0 if their number is unknown."""
     if parameters <= 0:
         return 0
-    return next((context for least, context in _ESTIMATES if parameters >= least), _LEAST)
+    return next((context for least, context in ESTIMATES if parameters >= least), LEAST)
