@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "unpack"]
 
 _BLOCK = 1024 * 1024
-_SLICE = 0.1
-"""Seconds of work per call in a thread; a cancellation takes effect between two calls."""
+SLICE = 0.1
+"""Seconds of work per call in a thread; a cancellation takes effect between two calls. Tests set it."""
 
 _HEADER_LIMIT = 1024 * 1024
 """The most bytes that tarfile may read at once: names and attributes are shorter."""
@@ -87,7 +87,7 @@ async def unpack(archives: Sequence[Path], target: Path, limits: Limits | None =
 
 def _run_slice(work: Iterator[None]) -> bool:
     """Run steps for a slice of time; return whether more are left."""
-    until = time.monotonic() + _SLICE
+    until = time.monotonic() + SLICE
     return any(time.monotonic() >= until for _ in work)
 
 

@@ -39,12 +39,14 @@ __all__ = ["Archive", "Downloads", "find_digest", "likely_accelerators", "select
 _HEX64 = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 _LISTED = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})\s+[ *]?(\S.*)")
 _BSD = re.compile(r"SHA256\s*\((.+)\)\s*=\s*([0-9a-fA-F]{64})", re.IGNORECASE)
-_CHECKSUMS_LIMIT = 8 * 1024 * 1024
+CHECKSUMS_LIMIT = 8 * 1024 * 1024
+"""The most bytes of a checksum file. Tests set it."""
 _CHECKSUMS_TIMEOUT = 300.0
 """Seconds for a checksum file, so that a slow server cannot block an installation forever."""
 _CHECKSUM_FILES = ("SHA256SUMS", "checksums.txt")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
-_NVIDIA = Path("/proc/driver/nvidia/version")
+NVIDIA = Path("/proc/driver/nvidia/version")
+"""What exists where NVIDIA's driver is loaded. Tests set it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def likely_accelerators(platform: str) -> tuple[str, ...]:
     """The accelerators that `auto` tries, best first. Only those that are detected without a driver, and the CPU."""
     if platform == "darwin_arm64":
         return ("metal", "cpu")  # each of these machines has Metal
-    if platform.startswith("linux_") and sys.platform == "linux" and _NVIDIA.exists():
+    if platform.startswith("linux_") and sys.platform == "linux" and NVIDIA.exists():
         return ("cuda", "cpu")
     return ("cpu",)
 
@@ -248,7 +250,7 @@ class Downloads:
         try:
             async with (
                 asyncio.timeout(_CHECKSUMS_TIMEOUT),
-                self._downloaded(source, "checksums", progress, limit=_CHECKSUMS_LIMIT) as partial,
+                self._downloaded(source, "checksums", progress, limit=CHECKSUMS_LIMIT) as partial,
             ):
                 try:
                     return await in_thread(_head, partial.path)
@@ -328,4 +330,4 @@ def _mismatch(place: str, digest: str, expected: str, fix: str) -> InstallError:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(_CHECKSUMS_LIMIT)
+        return file.read(CHECKSUMS_LIMIT)

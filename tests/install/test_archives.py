@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from engine_plugin.errors import InstallError
 from engine_plugin.install import archives
 from engine_plugin.install.archives import Limits, unpack
+from engine_plugin.system.files import in_thread
 from tests.install.packing import Member, pack, tar_bytes, zip_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 KINDS = ("tar.gz", "tar.zst", "zip")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and symbolic links as POSIX has them")
@@ -386,18 +387,18 @@ async def test_full_disk_while_unpacking_is_reported(tmp_path: Path, monkeypatch
 
 @pytest.mark.promise("P13")
 async def test_cancelled_unpacking_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_SLICE", 0.0)
+    monkeypatch.setattr(archives, "SLICE", 0.0)
     archive = pack(tmp_path / "a.tar.gz", [Member(f"{number}", bytes(2000)) for number in range(2000)])
-    turns, turn = 0, archives._run_slice
+    turns = 0
 
-    def counted(work: Iterator[None]) -> bool:
+    async def counted(work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         nonlocal turns
         turns += 1
         if turns == 10:
-            loop.call_soon_threadsafe(unpacking.cancel)
-        return turn(work)
+            loop.call_soon(unpacking.cancel)
+        return await in_thread(work, *arguments, **more)
 
-    monkeypatch.setattr(archives, "_run_slice", counted)
+    monkeypatch.setattr(archives, "in_thread", counted)
     loop = asyncio.get_running_loop()
     unpacking = asyncio.create_task(unpack([archive], tmp_path / "target"))
     with pytest.raises(asyncio.CancelledError):

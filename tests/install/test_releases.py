@@ -65,12 +65,12 @@ ARCHIVES = (
 def test_archives_are_selected_for_the_machine(
     monkeypatch: pytest.MonkeyPatch, platform: str, accelerator: str, chosen: list[str]
 ) -> None:
-    monkeypatch.setattr(releases, "_NVIDIA", Path("/nowhere/at/all"))
+    monkeypatch.setattr(releases, "NVIDIA", Path("/nowhere/at/all"))
     assert [archive.url for archive in select_archives(ARCHIVES, accelerator, platform)] == chosen
 
 
 def test_nvidia_driver_is_detected_without_calling_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(releases, "_NVIDIA", tmp_path)
+    monkeypatch.setattr(releases, "NVIDIA", tmp_path)
     monkeypatch.setattr("sys.platform", "linux")
     assert likely_accelerators("linux_amd64") == ("cuda", "cpu")
     assert select_archives(ARCHIVES, "auto", "linux_amd64")[0].url == "linux-cuda"
@@ -213,7 +213,7 @@ async def test_missing_named_checksum_file_is_reported(place: Place, server: Fil
 async def test_endless_checksum_file_is_rejected(
     place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(releases, "_CHECKSUMS_LIMIT", 1000)
+    monkeypatch.setattr(releases, "CHECKSUMS_LIMIT", 1000)
     server.files["/sums"] = bytes(2000)
     with pytest.raises(InstallError, match=r"the file has 2000 bytes; the limit is 1000"):
         await place.get(archive_at(server, checksums=server.url("/sums")))

@@ -11,7 +11,6 @@ import pytest
 from engine_plugin.download.events import ChunkProgress, PullEvent
 from engine_plugin.download.fetch import ProgressReport
 from engine_plugin.download.partial import Partial
-from engine_plugin.system import files
 from engine_plugin.system.files import (
     in_thread,
     opened,
@@ -25,8 +24,7 @@ from tests.models.fakes import digest_of
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from io import FileIO
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
 
@@ -107,36 +105,50 @@ def test_progress_is_throttled_but_the_last_is_reported() -> None:
     assert events == [ChunkProgress("sha256:ab", 0, 1000), ChunkProgress("sha256:ab", 1000, 1000)]
 
 
+class SlowOpen:
+    """Opens one file late, as on a slow disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slow: Path) -> None:
+        self.descriptor = -1
+        self._begun, self._go = threading.Event(), threading.Event()
+        really_open = os.open
+
+        def open_late(path: Any, *arguments: Any, **more: Any) -> int:
+            if path != slow:
+                return really_open(path, *arguments, **more)
+            self._begun.set()
+            assert self._go.wait(LIMIT)
+            self.descriptor = really_open(path, *arguments, **more)
+            return self.descriptor
+
+        monkeypatch.setattr(os, "open", open_late)
+
+    async def cancel_meanwhile(self, use: Coroutine[Any, Any, None]) -> None:
+        """Run `use`, and cancel it while the file is being opened."""
+        using = asyncio.create_task(use)
+        await asyncio.to_thread(self._begun.wait, LIMIT)
+        using.cancel()
+        await asyncio.sleep(0)
+        self._go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+
+
 @pytest.mark.promise("F24")
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in its file system")
 async def test_file_opened_after_the_cancellation_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The open takes a while, as on a slow disk, and the caller is cancelled meanwhile."""
     slow = tmp_path / "slow"
     slow.touch()
-    begun, go = threading.Event(), threading.Event()
-    late: list[FileIO] = []
-    really_open = files._open_file
-
-    def open_late(path: Path, below: Path | None) -> FileIO:
-        begun.set()
-        assert go.wait(LIMIT)
-        late.append(really_open(path, below))
-        return late[0]
-
-    monkeypatch.setattr(files, "_open_file", open_late)
+    late = SlowOpen(monkeypatch, slow)
 
     async def use() -> None:
         async with opened(slow):
             raise AssertionError("cancelled before it was open")
 
-    using = asyncio.create_task(use())
-    await asyncio.to_thread(begun.wait, LIMIT)
-    using.cancel()
-    await asyncio.sleep(0)
-    go.set()
-    with pytest.raises(asyncio.CancelledError):
-        await using
-    assert late[0].closed
+    await late.cancel_meanwhile(use())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(late.descriptor)
 
 
 @pytest.mark.promise("F24")
@@ -144,27 +156,15 @@ async def test_partial_opened_after_the_cancellation_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = Partial(tmp_path, "m")
-    begun, go = threading.Event(), threading.Event()
-    really_open = partial._open
-
-    def open_late() -> None:
-        begun.set()
-        assert go.wait(LIMIT)
-        really_open()
-
-    monkeypatch.setattr(partial, "_open", open_late)
+    late = SlowOpen(monkeypatch, partial.path)
 
     async def use() -> None:
         async with partial.opened():
             raise AssertionError("cancelled before it was open")
 
-    using = asyncio.create_task(use())
-    await asyncio.to_thread(begun.wait, LIMIT)
-    using.cancel()
-    await asyncio.sleep(0)
-    go.set()
-    with pytest.raises(asyncio.CancelledError):
-        await using
+    await late.cancel_meanwhile(use())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(late.descriptor)
     with pytest.raises(ValueError, match="not open"):
         partial.write(b"x")
 
