@@ -92,9 +92,6 @@ class AttachedServer:
     async def detach(self) -> None:
         """Abort the requests that run on the server and forget it; the server itself keeps running."""
         await self._probing.cancel()
-        self._close()
-
-    def _close(self) -> None:
         client, self._client, self._http = self._client, None, None
         self._known_until = 0.0
         if client is not None:

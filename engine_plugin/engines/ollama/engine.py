@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
@@ -40,7 +41,6 @@ from engine_plugin.speech.decoder import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
@@ -192,7 +192,7 @@ class OllamaEngine(Engine):
     async def _start(self, mode: str) -> None:
         async with self._lifecycle:
             if self._managed.running:
-                await self._managed.ensure_ready()
+                await self._managed.start(mode)  # again, if its process has failed
             elif await self._attached.find(refresh=True) is not None:
                 if mode != "auto":
                     log.info("mode %s has no effect: %s", mode, self._attached.description)
@@ -297,9 +297,7 @@ class OllamaEngine(Engine):
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
 
-        def use_model(name: str) -> AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]:
-            return self._client_for(service, name)
-
+        use_model = partial(self._client_for, service)
         async with transcription.converse(
             use_model, default_model, messages, self._decoder, self._options.live
         ) as answers:

@@ -144,7 +144,13 @@ class ManagedServer:
     # Life
 
     async def start(self, mode: str) -> None:
-        """Start the server. Raises EngineNotInstalledError, EngineStartError."""
+        """Start the server, or a running one's process if it has failed.
+
+        Raises EngineNotInstalledError, EngineStartError.
+        """
+        if self._process is not None:
+            await self._process.ensure_ready()
+            return
         await self._software.sweep()
         program, self._hold = await in_thread(self._software.acquire)
         process = self._new_process(program, mode)
@@ -157,11 +163,6 @@ class ManagedServer:
             raise
         self._process = process
         log.info("the managed Ollama %s is ready at %s, mode %s", process.version, process.address, mode)
-
-    async def ensure_ready(self) -> None:
-        """Restart the process if it has failed. Raises EnginePluginError if it does not become ready."""
-        if self._process is not None:
-            await self._process.ensure_ready()
 
     async def change_mode(self, mode: str) -> None:
         """Restart the server in another mode; `auto` keeps the present one."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.options import OllamaOptions
 
-__all__ = ["FEATURE_OF_SERVICE", "ModelFacts", "ServerModels", "full_name"]
+__all__ = ["FEATURE_OF_SERVICE", "MAX_MODELS", "SHOW_TIMEOUT", "ModelFacts", "ServerModels", "full_name"]
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,10 @@ FEATURE_OF_SERVICE = {
 """The feature that a model needs for each service. Chat models with `audio` get `transcription` from `_info`."""
 
 _PARALLEL_SHOWS = 4
-_SHOW_TIMEOUT = 5.0
+SHOW_TIMEOUT = 5.0
 """Seconds for all /api/show requests of a listing; models without an answer have the capabilities in the list."""
-_MAX_MODELS = 10_000
+MAX_MODELS = 10_000
+"""The most models of a listing."""
 _BATCH = 500
 _LISTING_AGE = 20.0
 """Seconds for which a listing is reused."""
@@ -256,10 +257,10 @@ class ServerModels:
 
     async def _fetch_listing(self, client: OllamaClient) -> list[ModelInfo]:
         entries = named_entries(await client.ask("GET", "/api/tags"))
-        entries, others = entries[:_MAX_MODELS], len(entries) - _MAX_MODELS
+        entries, others = entries[:MAX_MODELS], len(entries) - MAX_MODELS
         shown = await self._fetch_capabilities(client, [entry for entry in entries if not _is_complete(entry)])
         if others > 0:
-            log.warning("ignoring %d models of the server: the list is limited to %d", others, _MAX_MODELS)
+            log.warning("ignoring %d models of the server: the list is limited to %d", others, MAX_MODELS)
         models: list[ModelInfo] = []
         for entry in entries:
             models.append(self._info(entry, shown.get(entry["name"]) or listed_capabilities(entry)))
@@ -290,7 +291,7 @@ class ServerModels:
 
         if entries:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_SHOW_TIMEOUT):
+                async with asyncio.timeout(SHOW_TIMEOUT):
                     await asyncio.gather(*(show_next() for _ in range(_PARALLEL_SHOWS)))
         return found
 

@@ -43,14 +43,15 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ServerModels
     from engine_plugin.models.request import PullRequest
 
-__all__ = ["Pulls", "upload"]
+__all__ = ["PIECE", "Pulls"]
 
 _SILENCE = 900.0
 """Seconds without a line after which a pull fails. While the server verifies a large layer, it sends nothing."""
 _COPY = "model:"
 _HUGGING_FACE = ("hf.co/", "huggingface.co/")
 _MAX_STATUS = 200
-_PIECE = 4 * 1024 * 1024
+PIECE = 4 * 1024 * 1024
+"""Bytes of a file that are read and sent at once."""
 _STALL = 120.0
 _ABSENT = 404
 _MAGIC = (b"GGUF", b"FUGG")
@@ -181,7 +182,7 @@ async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEven
         raise catalogue.CHECKSUM_MISMATCH.error(
             place=path, found=digest, wanted=wanted, fix="Correct sha256 or the file"
         )
-    await upload(client, path, digest, publish)
+    await _upload(client, path, digest, publish)
     shape = {"model": plan.name, "files": {path.name: digest}, "stream": True}
     await _post_and_watch(client, "/api/create", shape, plan.name, publish)
 
@@ -259,7 +260,7 @@ def _require_gguf(path: Path, head: bytes) -> None:
         )
 
 
-async def upload(client: OllamaClient, path: Path, digest: str, publish: Callable[[PullEvent], None]) -> None:
+async def _upload(client: OllamaClient, path: Path, digest: str, publish: Callable[[PullEvent], None]) -> None:
     """Send a file to the server unless it has the digest already. Raises PullError and the errors of the server."""
     import httpx  # Http1Client would hold the whole body in memory
 
@@ -309,7 +310,7 @@ async def _exchange(http: httpx.AsyncClient, method: str, url: str, **more: Any)
 async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
     try:
         async with opened(path) as file:
-            while piece := await in_thread(file.read, _PIECE):
+            while piece := await in_thread(file.read, PIECE):
                 yield piece
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
 
@@ -16,8 +15,7 @@ _MAX_REFERENCES = 1024
 """How many references are kept, the latest ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """The model of a reference. The digest detects that the name belongs to another model now."""
 
     name: str
@@ -69,13 +67,7 @@ class References:
 
     async def _write(self, known: dict[str, Reference]) -> None:
         self._known = known
-        path = self._path
-        if path is None:
-            return
-        shape = {reference: {"name": model.name, "digest": model.digest} for reference, model in known.items()}
-
-        def write() -> None:
-            private_folder(path.parent)
-            write_json(path, shape, path.parent)
-
-        await in_thread(write)
+        if self._path is not None:
+            shape = {reference: model._asdict() for reference, model in known.items()}
+            await in_thread(private_folder, self._path.parent)
+            await in_thread(write_json, self._path, shape, self._path.parent)

@@ -14,7 +14,7 @@ from engine_plugin.engines.ollama.options import keep_alive_value
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.families import parameters_of
 from engine_plugin.openai_api.bodies import request_json
-from engine_plugin.services.base import integer, optional
+from engine_plugin.services.base import check_stop, integer, optional
 
 if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
@@ -71,7 +71,9 @@ def single_requests(service: str, request: dict[str, Any], *, native: bool) -> l
         if request.get(field):
             raise InvalidRequestError.at(field, f"Ollama does not support {feature}; leave it out")
     prompts = [{"prompt": text} for text in _texts(request, "prompt")] if service == "generate" else [{}]
-    count = _choices(request)
+    count = integer(request, "n", 1, _MAX_CHOICES) or 1
+    if (request.get("best_of") or 1) != 1 and request.get("best_of") != count:
+        raise InvalidRequestError.at("best_of", "Ollama does not support it; leave it out")
     if len(prompts) * count > _MAX_ANSWERS:
         raise InvalidRequestError.at(
             "prompt", f"{len(prompts)} prompts with {count} choices each exceed the limit of {_MAX_ANSWERS} answers"
@@ -80,13 +82,6 @@ def single_requests(service: str, request: dict[str, Any], *, native: bool) -> l
     # The same seed would repeat the answer.
     seeds = [{"seed": seed + number} if number and isinstance(seed, int) else {} for number in range(count)]
     return [request | prompt | seeded for prompt in prompts for seeded in seeds]
-
-
-def _choices(request: dict[str, Any]) -> int:
-    count = integer(request, "n", 1, _MAX_CHOICES) or 1
-    if (request.get("best_of") or 1) != 1 and request.get("best_of") != count:
-        raise InvalidRequestError.at("best_of", "Ollama does not support it; leave it out")
-    return count
 
 
 def _texts(request: dict[str, Any], field: str) -> list[str]:
@@ -176,9 +171,9 @@ def _ollama_options(request: dict[str, Any]) -> dict[str, Any]:
         if value is not None:
             name = _RENAMED.get(field, field)
             settings[name] = _number(field, value, whole=name in _INTEGERS)
-    stop = request.get("stop")
-    if stop is not None:
-        settings["stop"] = _stops(stop)
+    check_stop(request)
+    if (stop := request.get("stop")) is not None:
+        settings["stop"] = [stop] if isinstance(stop, str) else stop
     return settings | {name: value for name, value in given.items() if value is not None}
 
 
@@ -187,13 +182,6 @@ def _number(field: str, value: Any, *, whole: bool) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != int(value)):
         raise InvalidRequestError.at(field, f"must be a {'whole ' if whole else ''}number")
     return int(value) if whole else value
-
-
-def _stops(stop: Any) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
-        raise InvalidRequestError.at("stop", "must be a text or a list of texts")
-    return stops
 
 
 def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> None:

@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from engine_plugin.speech.options import LiveOptions
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["PATH", "converse", "transcribe"]
+__all__ = ["converse", "transcribe"]
 
-PATH = "/v1/audio/transcriptions"
-
-_PATHS = {"transcribe": PATH}
+_PATHS = {"transcribe": "/v1/audio/transcriptions"}
 _ORIGINAL = Dialect(_PATHS, original=True)
 _AS_WAV = Dialect(_PATHS)
 _NO_VOICES = Path()
@@ -41,9 +39,6 @@ class _AudioClient(PostingClient):
 
     def __init__(self, served: tuple[OllamaClient, ModelFacts] | None = None) -> None:
         self.served = served
-
-    def __call__(self) -> _AudioClient:
-        return self
 
     def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
         if self.served is None:
@@ -60,7 +55,7 @@ async def transcribe(client: OllamaClient, request: dict[str, Any], facts: Model
     if (request.get("task") or "transcribe") != "transcribe":
         raise UnsupportedError("task: Ollama does not translate; leave task out")
     dialect = _ORIGINAL if _server_reads(request["audio"]) else _AS_WAV
-    speech = SpeechServices(_AudioClient((client, facts)), dialect, decoder, _NO_VOICES)
+    speech = SpeechServices(lambda: _AudioClient((client, facts)), dialect, decoder, _NO_VOICES)
     return await speech.transcribe(facts.name, request)
 
 
@@ -97,7 +92,7 @@ async def converse(
             finally:
                 server.served = None
 
-    async with SpeechServices(server, _AS_WAV, decoder, _NO_VOICES, live).converse(
+    async with SpeechServices(lambda: server, _AS_WAV, decoder, _NO_VOICES, live).converse(
         served, default_model, messages
     ) as answers:
         yield answers

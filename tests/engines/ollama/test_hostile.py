@@ -562,12 +562,12 @@ async def test_unreadable_details_are_dropped(hostile: Hostile, openai: Plugin) 
 
 async def test_list_is_limited(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries above the limit are dropped."""
-    monkeypatch.setattr(models, "_SHOW_TIMEOUT", 0.2)
-    names = [f"m{number}" for number in range(2 * models._MAX_MODELS)]
+    monkeypatch.setattr(models, "SHOW_TIMEOUT", 0.2)
+    names = [f"m{number}" for number in range(2 * models.MAX_MODELS)]
     hostile.answers["/api/tags"] = whole({"models": [{**entry(), "name": name, "details": {}} for name in names]})
     hostile.hangs.add("/api/show")
     async with asyncio.timeout(LIMIT):
-        assert len(await openai.list_models()) == models._MAX_MODELS
+        assert len(await openai.list_models()) == models.MAX_MODELS
     with pytest.raises(ModelNotFoundError) as caught:
         await call(openai, model="another", messages=HELLO["messages"])
     told_well(caught.value)
@@ -576,7 +576,7 @@ async def test_list_is_limited(hostile: Hostile, openai: Plugin, monkeypatch: py
 async def test_silent_show_does_not_delay_the_list(
     hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "_SHOW_TIMEOUT", 0.3)
+    monkeypatch.setattr(models, "SHOW_TIMEOUT", 0.3)
     hostile.answers["/api/tags"] = whole({"models": [entry(f"m{number}", capabilities=None) for number in range(50)]})
     hostile.hangs.add("/api/show")
     async with asyncio.timeout(LIMIT):

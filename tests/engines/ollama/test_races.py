@@ -249,7 +249,7 @@ async def test_cancelled_upload_closes_the_file(
     hostile: Hostile, plugin: Plugin, tmp_path: Path, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This includes a file that is just being opened."""
-    monkeypatch.setattr(pulls, "_PIECE", 64 * 1024)
+    monkeypatch.setattr(pulls, "PIECE", 64 * 1024)
     path = tmp_path / "big.gguf"
     path.write_bytes(b"GGUF" + bytes(24 << 20))
     digest = await sha256_of(path)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from engine_plugin.errors import (
@@ -202,8 +203,9 @@ async def test_choices_are_sequential_and_end_at_an_error(ask: ServiceClient, se
     assert len([body for body in server.bodies("/api/chat") if "only once" in str(body)]) == 1
 
 
-async def test_connections_are_reused(ask: ServiceClient, native: bool) -> None:
+async def test_connections_are_reused(ask: ServiceClient, server: ContractServer, native: bool) -> None:
     for _ in range(3):
         await ask.collected("chat", chat("hello"), facts_of(native=native))
         await ask.call("chat", chat("hello"), facts_of(native=native))
-    assert len(ask.http._idle) == 1
+    connections = psutil.Process().net_connections("tcp")
+    assert len([one for one in connections if one.raddr and one.raddr.port == server.port]) == 1

@@ -61,7 +61,7 @@ def test_top_level_options_move_into_options(
         ({"temperature": True}, "temperature: must be a number"),
         ({"seed": 1.5}, "seed: must be a whole number"),
         ({"max_tokens": "many"}, "max_tokens: must be a whole number"),
-        ({"stop": [1]}, "stop: must be a text or a list of texts"),
+        ({"stop": [1]}, r"stop\[0\]: must be a string"),
         ({"options": []}, "options: must be an object"),
         ({"response_format": {"type": "xml"}}, "response_format.type: must be"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema: is missing"),

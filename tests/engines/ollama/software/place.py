@@ -83,11 +83,11 @@ class Place:
 
     async def install(self, software: OllamaSoftware, **options: Any) -> str:
         """InstallEngine."""
-        return await software.install(self._tell, self._install_hooks(software, options), cover=False)
+        return await software.install(self._tell, self.install_hooks(software, options), cover=False)
 
     async def upgrade(self, software: OllamaSoftware, **options: Any) -> bool:
         """UpgradeEngine."""
-        return await software.upgrade(self._tell, self._install_hooks(software, options))
+        return await software.upgrade(self._tell, self.install_hooks(software, options))
 
     def versions(self) -> list[str]:
         """The versions in the data directory."""
@@ -117,7 +117,8 @@ class Place:
         if isinstance(step, str):
             self.progress.append(step)
 
-    def _install_hooks(self, software: OllamaSoftware, options: dict[str, Any]) -> InstallHooks:
+    def install_hooks(self, software: OllamaSoftware, options: dict[str, Any]) -> InstallHooks:
+        """The steps of an installation in the engine; `options` are those of the trial."""
         wanted = OllamaOptions(**SWIFT | options)
 
         async def trial(backend: Backend) -> None:

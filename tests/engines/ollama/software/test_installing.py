@@ -155,7 +155,7 @@ async def test_cancelled_install_leaves_nothing(place: Place, mirror: Mirror) ->
         if step == "checking that it runs":
             checking.set()
 
-    work = asyncio.create_task(software.install(tell, place._install_hooks(software, {}), cover=False))
+    work = asyncio.create_task(software.install(tell, place.install_hooks(software, {}), cover=False))
     await asyncio.wait_for(checking.wait(), LIMIT)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
