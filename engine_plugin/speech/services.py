@@ -1,6 +1,6 @@
 """The speech services on any server with OpenAI's audio endpoints: speech-to-text, also live, and text-to-speech.
 
-The engine loads the model and describes the server (`Dialect`); this module handles the audio.
+The engine loads the model and has the client of its server; this module handles the audio.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import secrets
 import threading
 import time
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from engine_plugin.speech.subtitles import Segment, format_transcription
 from engine_plugin.system.files import in_thread, private_folder, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -36,11 +35,12 @@ if TYPE_CHECKING:
     from engine_plugin.speech.decoder import Decoder
     from engine_plugin.transport.posting import PostingClient
 
-__all__ = ["MAX_FILES", "Dialect", "SpeechServices"]
+__all__ = ["MAX_FILES", "SpeechServices"]
 
 MAX_FILES = 100
 """How many generated files are kept, the newest ones. Only files named `speech-<UTC time>-<random>.wav` count."""
 
+_ENDPOINTS = {"transcribe": "transcriptions", "translate": "translations"}
 _TEXT_LIMIT = 64 * 1024 * 1024
 _SOUND_LIMIT = 512 * 1024 * 1024
 _SHORTEST = pcm.BYTES_A_SECOND // 10  # models fail on shorter audio
@@ -53,36 +53,17 @@ _SLOWEST = 500
 """Bytes per second assumed for a recording of unknown length; speech codecs produce more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """The speech endpoints of one kind of server."""
-
-    paths: Mapping[str, str]
-    """The paths of `transcribe`, `translate` and `speak`. The engine rejects requests for which there is no path."""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """Fields that are added to each form, such as a response_format with segments."""
-    original: bool = False
-    """Whether recordings are sent unchanged; otherwise they are converted to WAV of 16 kHz mono s16le."""
-
-
 class SpeechServices:
-    """The speech services on the server behind `client`. Owned by the engine driver, used from one event loop.
+    """The speech services on servers with OpenAI's audio endpoints below `prefix` (`/v3`). Used from one event loop.
 
-    `client` returns the client of the running server or raises UnavailableError. `output` is the folder of the
-    generated files, created on first use for this user only.
+    The engine rejects requests for which its server has no endpoint. `output` is the folder of the generated files,
+    created on first use for this user only.
     """
 
     def __init__(
-        self,
-        client: Callable[[], PostingClient],
-        dialect: Dialect,
-        decoder: Decoder,
-        output: Path,
-        live: LiveOptions | None = None,
-        max_files: int = MAX_FILES,
+        self, prefix: str, decoder: Decoder, output: Path, live: LiveOptions | None = None, max_files: int = MAX_FILES
     ) -> None:
-        self._client = client
-        self._dialect = dialect
+        self._prefix = prefix
         self._decoder = decoder
         self._output = output
         self._live = live or LiveOptions()
@@ -90,10 +71,15 @@ class SpeechServices:
 
     # Speech to text
 
-    async def transcribe(self, model: str, request: dict[str, Any]) -> bytes:
-        """Answer a speech-to-text request with a loaded model. Errors name the field."""
+    async def transcribe(
+        self, client: PostingClient, model: str, request: dict[str, Any], *, original: bool = False
+    ) -> bytes:
+        """Answer a speech-to-text request with a loaded model. Errors name the field.
+
+        `original`: send the recording unchanged; otherwise it is converted to WAV of 16 kHz mono s16le.
+        """
         audio = await decode_base64_audio(request["audio"])
-        if self._dialect.original:
+        if original:
             plain, is_cut_off = None, await in_thread(containers.is_cut_off, audio)
             most = min(len(audio) / _SLOWEST, self._decoder.longest)
         else:
@@ -106,10 +92,10 @@ class SpeechServices:
             fields["task"] = task
         async with deadline(_BASE_TIMEOUT + most, "speech-to-text", "Try again, or send the recording in parts"):
             if plain is not None:
-                result = await self._post_samples(task, fields, plain)
+                result = await self._post_samples(client, task, fields, plain)
             else:
                 name = containers.container_of(audio[: containers.HEAD]) or "mp3"
-                result = await self._post(task, fields, audio, f"audio.{name}")
+                result = await self._post(client, task, fields, audio, f"audio.{name}")
                 plain = pcm.native_samples(audio)
         duration = _duration(result) if plain is None else pcm.seconds(len(plain))
         segments = _segments(result, duration)
@@ -127,24 +113,28 @@ class SpeechServices:
             shape["truncated"] = True
         return write_json(shape)
 
-    async def _post_samples(self, task: str, fields: dict[str, str], samples: bytes) -> dict[str, Any]:
+    async def _post_samples(
+        self, client: PostingClient, task: str, fields: dict[str, str], samples: bytes
+    ) -> dict[str, Any]:
         padded = samples + bytes(max(0, _SHORTEST - len(samples)))
-        return await self._post(task, fields, pcm.wav_header(len(padded)) + padded, "audio.wav")
+        return await self._post(client, task, fields, pcm.wav_header(len(padded)) + padded, "audio.wav")
 
-    async def _post(self, task: str, fields: dict[str, str], file: bytes, name: str) -> dict[str, Any]:
-        sent = {**fields, **self._dialect.fields}
-        async with self._client().post_form(self._dialect.paths[task], sent, file, name) as response:
+    async def _post(
+        self, client: PostingClient, task: str, fields: dict[str, str], file: bytes, name: str
+    ) -> dict[str, Any]:
+        path = f"{self._prefix}/audio/{_ENDPOINTS[task]}"
+        async with client.post_form(path, fields, file, name) as response:
             data = await response.read(_TEXT_LIMIT)
         return answer_object(data, "the engine's transcription")
 
     # Text to speech
 
-    async def speak(self, model: str, request: dict[str, Any]) -> bytes:
+    async def speak(self, client: PostingClient, model: str, request: dict[str, Any]) -> bytes:
         """Answer a text-to-speech request with a WAV of s16le, in base64 and as a file in `output`."""
         asked = {name: request[name] for name in ("voice", "speed", "language") if request.get(name) is not None}
         text = request.get("text") or request.get("input")
         body = json.dumps({"model": model, "input": text, **asked, "response_format": "wav"}).encode()
-        async with self._client().post_json(self._dialect.paths["speak"], body) as response:
+        async with client.post_json(f"{self._prefix}/audio/speech", body) as response:
             data = await response.read(_SOUND_LIMIT)
         return await in_thread(self._speech_answer, request["model"], data)
 
@@ -197,20 +187,20 @@ class SpeechServices:
 
     def converse(
         self,
-        use: Callable[[str], AbstractAsyncContextManager[str]],
+        use: Callable[[str], AbstractAsyncContextManager[tuple[PostingClient, str]]],
         default_model: str,
         messages: AsyncIterator[BidiMessage],
     ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
         """Answer a live conversation (`speech.live_task` defines the messages).
 
-        `use` keeps the named model loaded within its block and returns the server's name for it. Errors are sent as
-        task-failed, then raised. Leaving the block stops the engine's work.
+        `use` keeps the named model loaded within its block and returns the client of its server and the server's
+        name for it. Errors are sent as task-failed, then raised. Leaving the block stops the engine's work.
         """
         return aclosing(self._answers(use, default_model, messages))
 
     async def _answers(
         self,
-        use: Callable[[str], AbstractAsyncContextManager[str]],
+        use: Callable[[str], AbstractAsyncContextManager[tuple[PostingClient, str]]],
         default_model: str,
         messages: AsyncIterator[BidiMessage],
     ) -> AsyncGenerator[BidiMessage, None]:
@@ -220,12 +210,12 @@ class SpeechServices:
             model = task.model or default_model
             if not model:
                 raise InvalidRequestError.at("model", "is missing: name one in the first message")
-            async with use(model) as served:
+            async with use(model) as (client, served):
                 yield task.started()
                 fields = _form_fields(served, {"language": task.language}, words=False)
 
                 async def transcribe(samples: bytes) -> list[Segment]:
-                    result = await self._post_samples("transcribe", fields, samples)
+                    result = await self._post_samples(client, "transcribe", fields, samples)
                     return _segments(result, pcm.seconds(len(samples)))
 
                 async with (

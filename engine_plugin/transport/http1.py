@@ -35,6 +35,9 @@ _FIRST_BYTES = b"HTTP/1."
 _CONNECT_TIMEOUT = 5.0
 _LONGEST_PAUSE = 5.0
 _SAFE_METHODS = ("GET", "HEAD")
+_KEEP_ALIVE = 4.0
+"""Seconds after which an idle connection is closed, before the engine's own expiry, so that a request seldom meets a
+connection that the engine is closing."""
 _SPARE = 2
 """The most idle connections that are kept where only GET and HEAD reuse one; other requests need a new one."""
 _HEX = b"0123456789abcdefABCDEF"
@@ -131,9 +134,8 @@ class _Connection(asyncio.Protocol):
 class Http1Client:
     """An HTTP client for one engine process.
 
-    `address` is a unix socket's path or (host, port); `headers` go with every request (the key). An idle
-    connection is closed after `keep_alive` seconds, before the engine's own expiry, so that a request seldom meets
-    a connection that the engine is closing. With `tls` the certificate must match the host.
+    `address` is a unix socket's path or (host, port); `headers` go with every request (the key). With `tls` the
+    certificate must match the host.
 
     With `resend` a request is sent again if the engine closed an idle connection just before it. Without, only GET
     and HEAD reuse a connection, and no request is sent twice. A refused connection, over which nothing was sent, is
@@ -144,7 +146,6 @@ class Http1Client:
         self,
         address: str | tuple[str, int],
         headers: Mapping[str, str] | None = None,
-        keep_alive: float = 4.0,
         *,
         tls: ssl.SSLContext | None = None,
         resend: bool = True,
@@ -152,7 +153,6 @@ class Http1Client:
         backoff: float = 0.25,
     ) -> None:
         self._address = address
-        self._keep_alive = keep_alive
         self._tls = tls
         self._resend = resend
         self._connect_retries = connect_retries
@@ -181,7 +181,7 @@ class Http1Client:
             self._idle.pop().abort()
 
     def _take_idle(self) -> _Connection | None:
-        oldest_good = time.monotonic() - self._keep_alive
+        oldest_good = time.monotonic() - _KEEP_ALIVE
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and connection.idle_since >= oldest_good:
@@ -195,7 +195,7 @@ class Http1Client:
             return
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
-        while self._idle and self._idle[0].idle_since < connection.idle_since - self._keep_alive:
+        while self._idle and self._idle[0].idle_since < connection.idle_since - _KEEP_ALIVE:
             self._idle.popleft().abort()
 
     async def _connect(self) -> _Connection:

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.errors import UnavailableError, UnsupportedError
+from engine_plugin.errors import UnsupportedError
 from engine_plugin.speech.containers import container_of
-from engine_plugin.speech.services import Dialect, SpeechServices
+from engine_plugin.speech.services import SpeechServices
 from engine_plugin.system.data_urls import base64_start
 from engine_plugin.transport.posting import PostingClient
 
@@ -27,24 +27,19 @@ if TYPE_CHECKING:
 
 __all__ = ["converse", "transcribe"]
 
-_PATHS = {"transcribe": "/v1/audio/transcriptions"}
-_ORIGINAL = Dialect(_PATHS, original=True)
-_AS_WAV = Dialect(_PATHS)
 _NO_VOICES = Path()
 _BASE64_OF_18_BYTES = 24
 
 
 class _AudioClient(PostingClient):
-    """The client for `SpeechServices`. `served` is set while a call uses a model: its client and its facts."""
+    """The client of a server for requests that name one model."""
 
-    def __init__(self, served: tuple[OllamaClient, ModelFacts] | None = None) -> None:
-        self.served = served
+    def __init__(self, client: OllamaClient, model: str) -> None:
+        self._client = client
+        self._model = model
 
     def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
-        if self.served is None:
-            raise UnavailableError("no Ollama server is in use")
-        client, facts = self.served
-        return client.request("POST", path, body, content_type, model=facts.name)
+        return self._client.request("POST", path, body, content_type, model=self._model)
 
 
 async def transcribe(client: OllamaClient, request: dict[str, Any], facts: ModelFacts, decoder: Decoder) -> bytes:
@@ -54,9 +49,8 @@ async def transcribe(client: OllamaClient, request: dict[str, Any], facts: Model
     """
     if (request.get("task") or "transcribe") != "transcribe":
         raise UnsupportedError("task: Ollama does not translate; leave task out")
-    dialect = _ORIGINAL if _server_reads(request["audio"]) else _AS_WAV
-    speech = SpeechServices(lambda: _AudioClient((client, facts)), dialect, decoder, _NO_VOICES)
-    return await speech.transcribe(facts.name, request)
+    speech, original = SpeechServices("/v1", decoder, _NO_VOICES), _server_reads(request["audio"])
+    return await speech.transcribe(_AudioClient(client, facts.name), facts.name, request, original=original)
 
 
 def _server_reads(audio: str) -> bool:
@@ -69,30 +63,21 @@ def _server_reads(audio: str) -> bool:
     return container_of(head) in ("wav", "mp3")
 
 
-@asynccontextmanager
-async def converse(
+def converse(
     use_model: Callable[[str], AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]],
     default_model: str,
     messages: AsyncIterator[BidiMessage],
     decoder: Decoder,
     live: LiveOptions | None = None,
-) -> AsyncIterator[AsyncIterator[BidiMessage]]:
-    """Answer live transcription;
+) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
+    """Answer live transcription (see `SpeechServices.converse`).
 
-    see `SpeechServices.converse`. `use_model` yields the client and the facts of a named model.
+    `use_model` yields the client and the facts of a named model.
     """
-    server = _AudioClient()
 
     @asynccontextmanager
-    async def served(name: str) -> AsyncIterator[str]:
-        async with use_model(name) as held:
-            server.served = held
-            try:
-                yield held[1].name
-            finally:
-                server.served = None
+    async def use(name: str) -> AsyncIterator[tuple[PostingClient, str]]:
+        async with use_model(name) as (client, facts):
+            yield _AudioClient(client, facts.name), facts.name
 
-    async with SpeechServices(lambda: server, _AS_WAV, decoder, _NO_VOICES, live).converse(
-        served, default_model, messages
-    ) as answers:
-        yield answers
+    return SpeechServices("/v1", decoder, _NO_VOICES, live).converse(use, default_model, messages)

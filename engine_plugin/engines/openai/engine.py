@@ -38,7 +38,7 @@ from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process.environ import child_environ
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.speech.decoder import Decoder
-from engine_plugin.speech.services import Dialect, SpeechServices
+from engine_plugin.speech.services import SpeechServices
 from engine_plugin.system.files import in_thread, private_data_dir
 from engine_plugin.transport.answers import ERROR_LIMIT, Complaint
 from engine_plugin.transport.http1 import BrokenOffError
@@ -58,11 +58,6 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIEngine"]
 
 _NATIVE_TIMEOUT = 60.0  # for requests without computation
-_SPEECH_PATHS = {
-    "transcribe": PATHS["speech-to-text"],
-    "translate": "/audio/translations",
-    "speak": PATHS["text-to-speech"],
-}
 
 
 class OpenAIEngine(Engine):
@@ -79,7 +74,8 @@ class OpenAIEngine(Engine):
         if problem := _host_problem(manifest):
             raise ManifestError([problem])
         environ = child_environ(os.environ)
-        self._decoder = Decoder(None, environ, options.audio)
+        decoder = Decoder(None, environ, options.audio)
+        self._speech = SpeechServices("", decoder, manifest.data_dir / "output", options.live)
         self._admission = Admission(options.parallel, options.max_queue)
         self._connection = ServerConnection(ServerFinder(options, manifest.provider.engine_host, environ))
 
@@ -235,11 +231,12 @@ class OpenAIEngine(Engine):
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         if service in ("speech-to-text", "text-to-speech"):
-            async with self._speech_for(service, request["model"]) as speech:
+            async with self._using(service, request["model"]) as exchange:
                 if service == "speech-to-text":
-                    return await speech.transcribe(request["model"], request)
+                    original = not exchange.attachment.server.reads_wav_only
+                    return await self._speech.transcribe(exchange, request["model"], request, original=original)
                 voice = request.get("voice") or self._options.voice
-                return await speech.speak(request["model"], {**request, "voice": voice or None})
+                return await self._speech.speak(exchange, request["model"], {**request, "voice": voice or None})
         async with self._exchange(service, request, stream=False) as (response, exchange):
             answer = await exchange.whole(response, request)
             require_format(answer, request.get("output_format"), exchange.attachment.title)
@@ -262,22 +259,14 @@ class OpenAIEngine(Engine):
             raise not_bidirectional(service)
 
         @asynccontextmanager
-        async def use(name: str) -> AsyncIterator[str]:
-            yield name
+        async def use(name: str) -> AsyncIterator[tuple[Exchange, str]]:
+            yield exchange, name
 
         async with (
-            self._speech_for(service, default_model) as speech,
-            speech.converse(use, default_model, messages) as answers,
+            self._using(service, default_model) as exchange,
+            self._speech.converse(use, default_model, messages) as answers,
         ):
             yield answers
-
-    @asynccontextmanager
-    async def _speech_for(self, service: str, model: str) -> AsyncIterator[SpeechServices]:
-        async with self._using(service, model) as exchange:
-            server = exchange.attachment.server
-            dialect = Dialect(_SPEECH_PATHS, original=not server.reads_wav_only)
-            output = self.manifest.data_dir / "output"
-            yield SpeechServices(lambda: exchange, dialect, self._decoder, output, self._options.live)
 
     @asynccontextmanager
     async def _exchange(

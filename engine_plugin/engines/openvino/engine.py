@@ -20,7 +20,7 @@ from engine_plugin.engines.openvino.graphs import remove_stale
 from engine_plugin.engines.openvino.loaded_models import LoadedModel
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.openvino.requests import PATHS, SPEECH, STREAMED
+from engine_plugin.engines.openvino.requests import API, PATHS, STREAMED
 from engine_plugin.engines.openvino.server import SERVED, OpenVinoServer
 from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.engines.options import option_problems, read_options
@@ -34,7 +34,7 @@ from engine_plugin.system.files import in_thread
 from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from engine_plugin.engines.openvino.client import ServerClient
@@ -184,14 +184,9 @@ class OpenVinoEngine(Driver[LoadedModel]):
             async with self._exchange(service, request, stream=False) as response:
                 return await _answer(response, request)
         async with self._client_for(service, request) as client:
-
-            def server() -> ServerClient:
-                return client
-
-            speech = self._speech(server)
             if service == "text-to-speech":
-                return await speech.speak(request["model"], request)
-            return await speech.transcribe(request["model"], request)
+                return await self._speech.speak(client, request["model"], request)
+            return await self._speech.transcribe(client, request["model"], request)
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -211,23 +206,19 @@ class OpenVinoEngine(Driver[LoadedModel]):
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
         self._require_running()
-        held: list[ServerClient] = []
 
         @asynccontextmanager
-        async def use(name: str) -> AsyncIterator[str]:
+        async def use(name: str) -> AsyncIterator[tuple[ServerClient, str]]:
             model = await self._model_for(service, name)
             async with self.pool.use(model) as loaded, loaded.working() as client:
-                held.append(client)
-                yield model.name
+                yield client, model.name
 
-        def server() -> ServerClient:
-            return held[-1]
-
-        async with self._speech(server).converse(use, default_model, messages) as answers:
+        async with self._speech.converse(use, default_model, messages) as answers:
             yield answers
 
-    def _speech(self, client: Callable[[], ServerClient]) -> SpeechServices:
-        return SpeechServices(client, SPEECH, self._decoder, self.data / "output", self._options.live)
+    @property
+    def _speech(self) -> SpeechServices:
+        return SpeechServices(API, self._decoder, self.data / "output", self._options.live)
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:

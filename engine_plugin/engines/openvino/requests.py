@@ -10,27 +10,21 @@ from engine_plugin.openai_api.bodies import request_json
 from engine_plugin.openai_api.conversation import make_plain
 from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.text_to_image import picture_size
-from engine_plugin.speech.services import Dialect
 from engine_plugin.transport.sse import DONE, event_of
 
-__all__ = ["PATHS", "SPEECH", "STREAMED", "completed_event", "upstream_body"]
+__all__ = ["API", "PATHS", "STREAMED", "completed_event", "upstream_body"]
+
+API = "/v3"
+"""The path of the API of both servers."""
 
 PATHS = {
-    "chat": "/v3/chat/completions",
-    "generate": "/v3/completions",
-    "embed": "/v3/embeddings",
-    "rerank": "/v3/rerank",
-    "text-to-image": "/v3/images/generations",
+    "chat": f"{API}/chat/completions",
+    "generate": f"{API}/completions",
+    "embed": f"{API}/embeddings",
+    "rerank": f"{API}/rerank",
+    "text-to-image": f"{API}/images/generations",
 }
 """The routes of the services whose request and answer are the server's, except for a few fields."""
-
-SPEECH = Dialect(
-    {
-        "transcribe": "/v3/audio/transcriptions",
-        "translate": "/v3/audio/translations",
-        "speak": "/v3/audio/speech",
-    }
-)
 
 STREAMED = frozenset({"chat", "generate", "text-to-image"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import struct
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.openvino.client import ServerClient
-from engine_plugin.engines.openvino.requests import SPEECH
+from engine_plugin.engines.openvino.requests import API
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.pcm import native_samples
 from engine_plugin.speech.services import SpeechServices
@@ -19,8 +20,12 @@ from engine_plugin.transport.http1 import Http1Client
 from tests.speech.sounds import Listener
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+
+    from engine_plugin.messages import BidiMessage
+    from engine_plugin.transport.posting import PostingClient
 
 aiohttp = pytest.importorskip("aiohttp")
 web = pytest.importorskip("aiohttp.web")
@@ -120,18 +125,42 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def speech(server: Server, tmp_path: Path) -> AsyncIterator[SpeechServices]:
+async def speech(server: Server, tmp_path: Path) -> AsyncIterator[Speech]:
     """The speech services on that server."""
     async with speech_on(Http1Client(("127.0.0.1", server.port)), tmp_path / "output") as made:
         yield made
 
 
-@asynccontextmanager
-async def speech_on(http: Http1Client, output: Path, **changes: Any) -> AsyncIterator[SpeechServices]:
-    import os
+class Speech:
+    """The speech services on the server of one client."""
 
-    client = ServerClient(http, None)
+    def __init__(self, client: PostingClient, output: Path, site: Path | None = None, **changes: Any) -> None:
+        self._client = client
+        self._services = SpeechServices(API, Decoder(site, os.environ), output, **changes)
+
+    async def transcribe(self, model: str, request: dict[str, Any]) -> bytes:
+        return await self._services.transcribe(self._client, model, request)
+
+    async def speak(self, model: str, request: dict[str, Any]) -> bytes:
+        return await self._services.speak(self._client, model, request)
+
+    def converse(
+        self,
+        use: Callable[[str], AbstractAsyncContextManager[str]],
+        default_model: str,
+        messages: AsyncIterator[BidiMessage],
+    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
+        @asynccontextmanager
+        async def with_client(name: str) -> AsyncIterator[tuple[PostingClient, str]]:
+            async with use(name) as served:
+                yield self._client, served
+
+        return self._services.converse(with_client, default_model, messages)
+
+
+@asynccontextmanager
+async def speech_on(http: Http1Client, output: Path, **changes: Any) -> AsyncIterator[Speech]:
     try:
-        yield SpeechServices(lambda: client, SPEECH, Decoder(None, os.environ), output, **changes)
+        yield Speech(ServerClient(http, None), output, **changes)
     finally:
         http.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,7 @@ from tests.speech.sounds import encoded, silence, spoken, tone, wav
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
-    from engine_plugin.speech.services import SpeechServices
-    from tests.engines.openvino.speech.conftest import Server
+    from tests.engines.openvino.speech.conftest import Server, Speech
 
 FINISH = BidiMessage(b'{"action": "finish-task"}')
 SOUND = silence(0.5) + spoken(0, 6) + silence(1) + spoken(6, 4) + silence(1)
@@ -55,7 +53,7 @@ async def sent(messages: Iterable[BidiMessage]) -> AsyncIterator[BidiMessage]:
 class Talk:
     """One conversation: the answers, and the model that was used."""
 
-    def __init__(self, speech: SpeechServices, served: str = "served/{}") -> None:
+    def __init__(self, speech: Speech, served: str = "served/{}") -> None:
         self.speech = speech
         self.served = served
         self.events: list[dict[str, Any]] = []
@@ -102,14 +100,14 @@ WORDS = [f"word{number}" for number in range(10)]
 ALL = ["task-started", "result-generated", "task-finished"]
 
 
-async def held(speech: SpeechServices, *messages: BidiMessage, default: str = "default") -> Talk:
+async def held(speech: Speech, *messages: BidiMessage, default: str = "default") -> Talk:
     talk = Talk(speech)
     await talk.hold(sent(messages), default)
     assert talk.holding == 0
     return talk
 
 
-async def test_task_starts_yields_results_and_finishes(speech: SpeechServices, server: Server) -> None:
+async def test_task_starts_yields_results_and_finishes(speech: Speech, server: Server) -> None:
     talk = await held(speech, run(model="mine", language="en", task_id="t1"), *raw(SOUND), FINISH)
     assert talk.kinds == ALL
     assert talk.words == WORDS
@@ -123,7 +121,7 @@ async def test_task_starts_yields_results_and_finishes(speech: SpeechServices, s
     assert {form["language"] for form in server.forms} == {"en"}
 
 
-async def test_audio_without_commands_is_a_task(speech: SpeechServices) -> None:
+async def test_audio_without_commands_is_a_task(speech: Speech) -> None:
     """The half-close ends the task; each message has the same metadata."""
     metadata = {"model": "m", "language": "en", "format": "pcm", "sample_rate": "16000"}
     talk = await held(speech, *cut(SOUND, **metadata))
@@ -133,18 +131,18 @@ async def test_audio_without_commands_is_a_task(speech: SpeechServices) -> None:
     assert len(talk.events[0]["header"]["task_id"]) == 32
 
 
-async def test_first_message_without_audio_or_model_is_rejected(speech: SpeechServices) -> None:
+async def test_first_message_without_audio_or_model_is_rejected(speech: Speech) -> None:
     talk = await held(speech, binary(b"", model="m", task_id="7"), *raw(SOUND), FINISH)
     assert (talk.words, talk.used) == (WORDS, ["m"])
 
 
-async def test_task_without_a_model_uses_the_default_model(speech: SpeechServices) -> None:
+async def test_task_without_a_model_uses_the_default_model(speech: Speech) -> None:
     assert (await held(speech, *raw(SOUND), FINISH)).used == ["default"]
     with pytest.raises(InvalidRequestError, match="model: is missing"):
         await held(speech, *raw(SOUND), FINISH, default="")
 
 
-async def test_commands_with_header_and_payload_are_read(speech: SpeechServices) -> None:
+async def test_commands_with_header_and_payload_are_read(speech: Speech) -> None:
     command = {
         "header": {"action": "run-task", "task_id": "t9", "streaming": "duplex"},
         "payload": {"model": "m", "parameters": {"format": "pcm", "sample_rate": 16000}, "input": {}},
@@ -162,9 +160,7 @@ PLAIN = BidiMessage(b'{"model": "m"}')
 
 @pytest.mark.promise("H1")
 @pytest.mark.parametrize("begin", [[PLAIN], [], [PLAIN, PLAIN]], ids=["run-task", "sound", "run-task twice"])
-async def test_commands_without_an_action_begin_and_end_a_task(
-    speech: SpeechServices, begin: list[BidiMessage]
-) -> None:
+async def test_commands_without_an_action_begin_and_end_a_task(speech: Speech, begin: list[BidiMessage]) -> None:
     """The host keeps its stream open, as AOG does."""
     metadata = {"model": "m", "language": "en", "format": "pcm", "sample_rate": "16000"}
 
@@ -182,7 +178,7 @@ async def test_commands_without_an_action_begin_and_end_a_task(
 
 @pytest.mark.promise("H1")
 async def test_second_command_without_an_action_ends_a_task_without_audio(
-    speech: SpeechServices, monkeypatch: pytest.MonkeyPatch
+    speech: Speech, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_task, "_END_TIMEOUT", 0.05)
 
@@ -197,7 +193,7 @@ async def test_second_command_without_an_action_ends_a_task_without_audio(
 
 
 @pytest.mark.promise("H1")
-async def test_connection_id_is_the_task_id(speech: SpeechServices) -> None:
+async def test_connection_id_is_the_task_id(speech: Speech) -> None:
     """AOG's client knows the task by it, whatever the command says."""
     first = BidiMessage(run(model="m", task_id="t1").data, "text", {"ws_conn_id": "c1"})
     talk = await held(speech, first, *raw(SOUND), FINISH)
@@ -207,20 +203,18 @@ async def test_connection_id_is_the_task_id(speech: SpeechServices) -> None:
 @pytest.mark.parametrize(
     "messages", [[], [FINISH], [run(model="m"), FINISH], [run(), binary(b""), binary(b"\x01", format="pcm")]]
 )
-async def test_task_without_audio_finishes(
-    speech: SpeechServices, server: Server, messages: list[BidiMessage]
-) -> None:
+async def test_task_without_audio_finishes(speech: Speech, server: Server, messages: list[BidiMessage]) -> None:
     talk = await held(speech, *messages)
     assert talk.kinds == ["task-started", "task-finished"]
     assert server.forms == []
 
 
-async def test_silence_yields_no_sentence(speech: SpeechServices, server: Server) -> None:
+async def test_silence_yields_no_sentence(speech: Speech, server: Server) -> None:
     assert (await held(speech, *raw(silence(5)), FINISH)).kinds == ["task-started", "task-finished"]
     assert server.forms == []
 
 
-async def test_messages_after_the_end_are_not_read(speech: SpeechServices) -> None:
+async def test_messages_after_the_end_are_not_read(speech: Speech) -> None:
     read: list[BidiMessage] = []
 
     async def messages() -> AsyncIterator[BidiMessage]:
@@ -244,7 +238,7 @@ FORMS = {
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("form", FORMS)
-async def test_encoded_audio_is_transcribed(speech: SpeechServices, server: Server, form: str, named: bool) -> None:
+async def test_encoded_audio_is_transcribed(speech: Speech, server: Server, form: str, named: bool) -> None:
     """A lossy codec changes the words, but not the number and times of sentences."""
     pytest.importorskip("av")
     container, codec, rate, layout = FORMS[form]
@@ -278,7 +272,7 @@ async def test_encoded_audio_is_transcribed(speech: SpeechServices, server: Serv
     ],
 )
 async def test_container_without_a_format_is_detected(
-    speech: SpeechServices, server: Server, form: str, codec: str, options: dict[str, str]
+    speech: Speech, server: Server, form: str, codec: str, options: dict[str, str]
 ) -> None:
     """The first of the small messages is too short for detection."""
     pytest.importorskip("av")
@@ -294,7 +288,7 @@ async def test_container_without_a_format_is_detected(
 @pytest.mark.promise("S9")
 @pytest.mark.parametrize(("container", "codec", "named"), [("adts", "aac", "webm"), ("mp3", "libmp3lame", "wav")])
 async def test_wrong_format_is_corrected_from_the_bytes(
-    speech: SpeechServices, server: Server, container: str, codec: str, named: str
+    speech: Speech, server: Server, container: str, codec: str, named: str
 ) -> None:
     """Browsers record MP4 although a page asked for WebM; an ID3 tag precedes MP3, not WAV."""
     pytest.importorskip("av")
@@ -306,13 +300,13 @@ async def test_wrong_format_is_corrected_from_the_bytes(
 
 @pytest.mark.promise("S9")
 @pytest.mark.parametrize("sound", [SOUND, b"0&\xb2u\x8ef\xcf\x11" + bytes(99), b"GIF89a" + bytes(99), b"\0"])
-async def test_undetected_format_is_rejected(speech: SpeechServices, sound: bytes) -> None:
+async def test_undetected_format_is_rejected(speech: Speech, sound: bytes) -> None:
     message = await failed(speech, InvalidRequestError, *map(binary, (sound[:5], sound[5:])), FINISH)
     assert message.startswith("format: is missing, and the first bytes of the audio")
 
 
 @pytest.mark.promise("S9")
-async def test_audio_with_a_sample_rate_is_raw(speech: SpeechServices, server: Server) -> None:
+async def test_audio_with_a_sample_rate_is_raw(speech: Speech, server: Server) -> None:
     """Even if it begins like an MPEG audio frame, but not if it begins with a container's magic."""
     server.answer = {"text": "hello", "segments": []}
     for sound in (b"\xff\xfb\x90\x64" + SOUND[4:], SOUND, wav(SOUND)):
@@ -320,7 +314,7 @@ async def test_audio_with_a_sample_rate_is_raw(speech: SpeechServices, server: S
         assert talk.final
 
 
-async def test_raw_audio_of_another_rate_is_resampled(speech: SpeechServices, server: Server) -> None:
+async def test_raw_audio_of_another_rate_is_resampled(speech: Speech, server: Server) -> None:
     pytest.importorskip("av")
     server.answer = {"text": "hello", "segments": []}
     sound = bytes(16_000) + tone(1, 700, 0.4, 8000) + bytes(16_000)
@@ -329,7 +323,7 @@ async def test_raw_audio_of_another_rate_is_resampled(speech: SpeechServices, se
     assert sentence["begin_time"] == pytest.approx(1000, abs=100)
 
 
-async def failed(speech: SpeechServices, kind: type[EnginePluginError], *messages: BidiMessage) -> str:
+async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiMessage) -> str:
     """The message of a failed task, which is the same in the event and in the error."""
     talk = Talk(speech)
     with pytest.raises(kind) as caught:
@@ -370,27 +364,27 @@ async def failed(speech: SpeechServices, kind: type[EnginePluginError], *message
         ([binary(b"abcd" * 999, format="pcm"), BidiMessage(b'{"action": "pause"}')], "action: 'pause' is unknown"),
     ],
 )
-async def test_invalid_message_fails_the_task(speech: SpeechServices, messages: list[BidiMessage], said: str) -> None:
+async def test_invalid_message_fails_the_task(speech: Speech, messages: list[BidiMessage], said: str) -> None:
     assert (await failed(speech, InvalidRequestError, *messages)).startswith(said)
 
 
-async def test_undecodable_audio_fails_the_task(speech: SpeechServices) -> None:
+async def test_undecodable_audio_fails_the_task(speech: Speech) -> None:
     pytest.importorskip("av")
     message = await failed(speech, InvalidRequestError, binary(b"no ogg " * 9999, format="ogg"), FINISH)
     assert message.startswith("audio: ")
     assert decoders() == []
 
 
-async def test_missing_model_fails_the_task(speech: SpeechServices) -> None:
+async def test_missing_model_fails_the_task(speech: Speech) -> None:
     assert "nowhere" in await failed(speech, ModelNotFoundError, run(model="nowhere"))
 
 
-async def test_error_of_the_server_is_raised(speech: SpeechServices, server: Server) -> None:
+async def test_error_of_the_server_is_raised(speech: Speech, server: Server) -> None:
     server.refusal = (503, "the queue is full")
     assert "the queue is full" in await failed(speech, UnavailableError, *raw(SOUND), FINISH)
 
 
-async def test_error_of_the_host_is_raised(speech: SpeechServices) -> None:
+async def test_error_of_the_host_is_raised(speech: Speech) -> None:
     async def messages() -> AsyncIterator[BidiMessage]:
         yield binary(SOUND, format="pcm")
         raise InvalidRequestError("message_type: must be text or binary")
@@ -413,9 +407,7 @@ def decoders() -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["pcm", "mp3"])
-async def test_leaving_the_conversation_releases_everything(
-    speech: SpeechServices, server: Server, form: str
-) -> None:
+async def test_leaving_the_conversation_releases_everything(speech: Speech, server: Server, form: str) -> None:
     """When the host hangs up, the engine's work is cancelled, the model released and the decoder killed."""
     server.gate.clear()
     sound = SOUND if form == "pcm" else encoded("mp3", "libmp3lame", SOUND)
@@ -442,7 +434,7 @@ async def test_leaving_the_conversation_releases_everything(
     assert [name for name in left if any(part in name for part in ("athrow", "aclose", "_Stream", "_feed"))] == []
 
 
-async def test_two_streams_run_at_once(speech: SpeechServices) -> None:
+async def test_two_streams_run_at_once(speech: Speech) -> None:
     one, two = await asyncio.gather(
         held(speech, run(model="a"), *raw(SOUND), FINISH),
         held(speech, run(model="b"), *raw(spoken(50, 8) + silence(1)), FINISH),
@@ -451,7 +443,7 @@ async def test_two_streams_run_at_once(speech: SpeechServices) -> None:
     assert two.words == [f"word{number}" for number in range(50, 58)]
 
 
-async def test_partial_sentences_arrive_during_speech(speech: SpeechServices) -> None:
+async def test_partial_sentences_arrive_during_speech(speech: Speech) -> None:
     """The host sends no more until an answer arrives."""
     told = asyncio.Event()
 
@@ -473,19 +465,12 @@ async def test_partial_sentences_arrive_during_speech(speech: SpeechServices) ->
 
 
 async def test_raw_audio_needs_no_audio_package(server: Server, tmp_path: Any) -> None:
-    from engine_plugin.engines.openvino.client import ServerClient
-    from engine_plugin.engines.openvino.requests import SPEECH
     from engine_plugin.errors import PreconditionError
-    from engine_plugin.speech.decoder import Decoder
-    from engine_plugin.speech.services import SpeechServices
     from engine_plugin.transport.http1 import Http1Client
+    from tests.engines.openvino.speech.conftest import speech_on
 
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError(name='av')")
     http = Http1Client(("127.0.0.1", server.port))
-    client = ServerClient(http, None)
-    speech = SpeechServices(lambda: client, SPEECH, Decoder(tmp_path, os.environ), tmp_path / "output")
-    try:
+    async with speech_on(http, tmp_path / "output", site=tmp_path) as speech:
         assert (await held(speech, *raw(SOUND), FINISH)).words == WORDS
         assert "InstallEngine" in await failed(speech, PreconditionError, binary(wav(SOUND, 8000)), FINISH)
-    finally:
-        http.close()

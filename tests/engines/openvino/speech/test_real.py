@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from engine_plugin.speech.services import SpeechServices
+    from tests.engines.openvino.speech.conftest import Speech
 
 needs("openvino_genai")
 
@@ -39,13 +39,13 @@ async def port(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[int]:
 
 
 @pytest.fixture
-async def real(port: int, tmp_path: Path) -> AsyncIterator[SpeechServices]:
+async def real(port: int, tmp_path: Path) -> AsyncIterator[Speech]:
     http = Http1Client(("127.0.0.1", port), {"authorization": f"Bearer {KEY}"})
     async with asyncio.timeout(LIMIT), speech_on(http, tmp_path / "output") as made:
         yield made
 
 
-async def test_recording_is_transcribed(real: SpeechServices) -> None:
+async def test_recording_is_transcribed(real: Speech) -> None:
     request = {"model": "tiny-transcribe", "audio": base64.b64encode(wav(speech(2.0))).decode()}
     answer = json.loads(await real.transcribe("tiny-transcribe", {**request, "response_format": "verbose_json"}))
     assert answer["duration"] == 2.0
@@ -55,25 +55,25 @@ async def test_recording_is_transcribed(real: SpeechServices) -> None:
     assert json.loads(await real.transcribe("tiny-transcribe", request))["text"] == answer["text"], "not by chance"
 
 
-async def test_recording_of_one_sample_is_transcribed(real: SpeechServices) -> None:
+async def test_recording_of_one_sample_is_transcribed(real: Speech) -> None:
     request = {"model": "tiny-transcribe", "audio": base64.b64encode(wav(b"\0\0")).decode()}
     assert "text" in json.loads(await real.transcribe("tiny-transcribe", request))
 
 
-async def test_unknown_language_is_rejected(real: SpeechServices) -> None:
+async def test_unknown_language_is_rejected(real: Speech) -> None:
     request = {"model": "tiny-transcribe", "audio": base64.b64encode(wav(speech(0.5))).decode(), "language": "xx"}
     with pytest.raises(InvalidRequestError, match="language"):
         await real.transcribe("tiny-transcribe", request)
 
 
-async def test_generated_speech_can_be_transcribed(real: SpeechServices) -> None:
+async def test_generated_speech_can_be_transcribed(real: Speech) -> None:
     spoken = json.loads(await real.speak("tiny-speak", {"model": "tiny-speak", "text": "Hi."}))
     assert spoken["duration"] > 0
     request = {"model": "tiny-transcribe", "audio": spoken["audio"], "response_format": "srt"}
     assert isinstance(json.loads(await real.transcribe("tiny-transcribe", request))["text"], str)
 
 
-async def test_live_stream_is_transcribed(real: SpeechServices) -> None:
+async def test_live_stream_is_transcribed(real: Speech) -> None:
     talk = Talk(real, "{}")
     sound = silence(0.5) + speech(2) + silence(1.2) + speech(1.5) + silence(1)
     await talk.hold(sent([run(model="tiny-transcribe", language="en"), *cut(sound, format="pcm"), FINISH]))
@@ -83,7 +83,7 @@ async def test_live_stream_is_transcribed(real: SpeechServices) -> None:
     assert times == sorted(times)
 
 
-async def test_live_streams_and_a_recording_are_transcribed_at_once(real: SpeechServices) -> None:
+async def test_live_streams_and_a_recording_are_transcribed_at_once(real: Speech) -> None:
     talks = [Talk(real, "{}"), Talk(real, "{}")]
     messages = [run(model="tiny-transcribe"), *cut(speech(3) + silence(1), format="pcm"), FINISH]
     request = {"model": "tiny-transcribe", "audio": base64.b64encode(wav(speech(1.0))).decode()}

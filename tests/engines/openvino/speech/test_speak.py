@@ -23,11 +23,10 @@ from tests.patience import LIMIT
 from tests.speech.sounds import wav
 
 if TYPE_CHECKING:
-    from engine_plugin.speech.services import SpeechServices
-    from tests.engines.openvino.speech.conftest import Server
+    from tests.engines.openvino.speech.conftest import Server, Speech
 
 
-async def speak(speech: SpeechServices, **fields: Any) -> dict[str, Any]:
+async def speak(speech: Speech, **fields: Any) -> dict[str, Any]:
     async with asyncio.timeout(LIMIT):
         shape: dict[str, Any] = json.loads(await speech.speak("served", {"model": "asked", **fields}))
     return shape
@@ -47,7 +46,7 @@ def permissions(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-async def test_wav_is_in_the_answer_and_in_a_file(speech: SpeechServices, server: Server) -> None:
+async def test_wav_is_in_the_answer_and_in_a_file(speech: Speech, server: Server) -> None:
     answer = await speak(speech, text="Hello.", voice="amy", speed=1.5, language="en")
     data = base64.b64decode(answer.pop("audio"))
     assert contents(answer.pop("url")) == data
@@ -59,13 +58,13 @@ async def test_wav_is_in_the_answer_and_in_a_file(speech: SpeechServices, server
     assert server.bodies == [{"model": "served", "input": "Hello.", "response_format": "wav", **asked}]
 
 
-async def test_input_is_an_alias_of_text(speech: SpeechServices, server: Server) -> None:
+async def test_input_is_an_alias_of_text(speech: Speech, server: Server) -> None:
     await speak(speech, input="Hi.", voice=None)
     assert server.bodies == [{"model": "served", "input": "Hi.", "response_format": "wav"}]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-async def test_files_are_for_this_user_only(speech: SpeechServices) -> None:
+async def test_files_are_for_this_user_only(speech: Speech) -> None:
     path = Path((await speak(speech, text="x"))["url"])
     assert permissions(path) == 0o600
     assert permissions(path.parent) == 0o700
@@ -101,19 +100,19 @@ async def test_unwritable_folder_is_reported(server: Server, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("sound", [b"", b"ID3 mp3 it is", wav(b"")])
-async def test_invalid_audio_of_the_engine_is_reported(speech: SpeechServices, server: Server, sound: bytes) -> None:
+async def test_invalid_audio_of_the_engine_is_reported(speech: Speech, server: Server, sound: bytes) -> None:
     server.wav = sound
     with pytest.raises(BadGatewayError, match="engine"):
         await speak(speech, text="x")
 
 
-async def test_error_of_the_server_is_raised(speech: SpeechServices, server: Server) -> None:
+async def test_error_of_the_server_is_raised(speech: Speech, server: Server) -> None:
     server.refusal = (400, "voice: 'bob' is not one of amy")
     with pytest.raises(InvalidRequestError, match="'bob' is not one of amy"):
         await speak(speech, text="x", voice="bob")
 
 
-async def test_cancelled_call_reaches_the_server(speech: SpeechServices, server: Server) -> None:
+async def test_cancelled_call_reaches_the_server(speech: Speech, server: Server) -> None:
     server.gate.clear()
     task = asyncio.create_task(speak(speech, text="x"))
     async with asyncio.timeout(LIMIT):

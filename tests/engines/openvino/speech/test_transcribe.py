@@ -18,13 +18,12 @@ from tests.speech.sounds import encoded, silence, spoken, tone, wav
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.speech.services import SpeechServices
-    from tests.engines.openvino.speech.conftest import Server
+    from tests.engines.openvino.speech.conftest import Server, Speech
 
 SOUND = spoken(0, 3)
 
 
-async def transcribe(speech: SpeechServices, audio: bytes = b"", **fields: Any) -> dict[str, Any]:
+async def transcribe(speech: Speech, audio: bytes = b"", **fields: Any) -> dict[str, Any]:
     text = base64.b64encode(audio or wav(SOUND)).decode()
     async with asyncio.timeout(LIMIT):
         answer = await speech.transcribe("served/name", {"model": "asked", "audio": text, **fields})
@@ -32,7 +31,7 @@ async def transcribe(speech: SpeechServices, audio: bytes = b"", **fields: Any) 
     return shape
 
 
-async def test_answer_has_words_and_segments(speech: SpeechServices, server: Server) -> None:
+async def test_answer_has_words_and_segments(speech: Speech, server: Server) -> None:
     answer = await transcribe(speech)
     assert answer["text"] == "word0 word1 word2"
     assert answer["model"] == "asked"
@@ -44,7 +43,7 @@ async def test_answer_has_words_and_segments(speech: SpeechServices, server: Ser
     assert server.samples == [SOUND]
 
 
-async def test_other_formats_are_converted_to_wav(speech: SpeechServices, server: Server) -> None:
+async def test_other_formats_are_converted_to_wav(speech: Speech, server: Server) -> None:
     pytest.importorskip("av")
     await transcribe(speech, encoded("mp3", "libmp3lame", tone(1, rate=44_100), rate=44_100, layout="stereo"))
     assert len(server.samples[0]) == pytest.approx(32_000, abs=2000)
@@ -52,14 +51,14 @@ async def test_other_formats_are_converted_to_wav(speech: SpeechServices, server
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("form", ["json", "verbose_json", "text", "srt", "vtt"])
-async def test_truncated_recording_is_marked(speech: SpeechServices, form: str) -> None:
+async def test_truncated_recording_is_marked(speech: Speech, form: str) -> None:
     assert (await transcribe(speech, wav(SOUND)[:-3200], response_format=form))["truncated"] is True
     assert "truncated" not in await transcribe(speech, wav(SOUND), response_format=form)
 
 
 @pytest.mark.promise("S10")
 async def test_transcription_may_take_a_minute_beyond_the_recordings_length(
-    speech: SpeechServices, server: Server, monkeypatch: pytest.MonkeyPatch
+    speech: Speech, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed: list[float | None] = []
 
@@ -76,7 +75,7 @@ async def test_transcription_may_take_a_minute_beyond_the_recordings_length(
         await transcribe(speech, wav(silence(120)))
 
 
-async def test_options_are_passed_to_the_server(speech: SpeechServices, server: Server) -> None:
+async def test_options_are_passed_to_the_server(speech: Speech, server: Server) -> None:
     await transcribe(speech, language="de", temperature=0.2, timestamp_granularities=["word", "segment"])
     await transcribe(speech, language="", temperature=0, task="translate")
     first, second = server.forms
@@ -88,7 +87,7 @@ async def test_options_are_passed_to_the_server(speech: SpeechServices, server: 
     assert server.paths == ["/v3/audio/transcriptions", "/v3/audio/translations"]
 
 
-async def test_verbose_json_has_the_additional_fields(speech: SpeechServices, server: Server) -> None:
+async def test_verbose_json_has_the_additional_fields(speech: Speech, server: Server) -> None:
     words = [{"word": "a", "start": 0.0, "end": 0.3}]
     server.answer = {"text": "a", "language": "fr", "segments": [], "words": words}
     answer = await transcribe(speech, response_format="verbose_json", timestamp_granularities=["word"])
@@ -98,7 +97,7 @@ async def test_verbose_json_has_the_additional_fields(speech: SpeechServices, se
     assert "words" not in await transcribe(speech, response_format="verbose_json")
 
 
-async def test_srt_and_vtt_are_formatted(speech: SpeechServices) -> None:
+async def test_srt_and_vtt_are_formatted(speech: Speech) -> None:
     srt = (await transcribe(speech, response_format="srt"))["text"]
     assert srt.startswith("1\n00:00:00,000 --> 00:00:00,300\nword0\n\n2\n")
     vtt = (await transcribe(speech, response_format="vtt"))["text"]
@@ -106,7 +105,7 @@ async def test_srt_and_vtt_are_formatted(speech: SpeechServices) -> None:
     assert (await transcribe(speech, response_format="text"))["text"] == "word0 word1 word2"
 
 
-async def test_segments_are_clamped_to_the_audio(speech: SpeechServices, server: Server) -> None:
+async def test_segments_are_clamped_to_the_audio(speech: Speech, server: Server) -> None:
     """Models may omit or guess the end of the last segment."""
     times = [(-0.5, 0.4), (0.4, 99), (0.9, -1)]
     server.answer = {
@@ -117,13 +116,13 @@ async def test_segments_are_clamped_to_the_audio(speech: SpeechServices, server:
     assert found == [(0, 0.4), (0.4, 1.14), (0.9, 1.14)]
 
 
-async def test_very_short_audio_is_padded(speech: SpeechServices, server: Server) -> None:
+async def test_very_short_audio_is_padded(speech: Speech, server: Server) -> None:
     await transcribe(speech, wav(tone(0.01)))
     assert len(server.samples[0]) == 3200
 
 
 @pytest.mark.parametrize("audio", ["hello.mp3", base64.b64encode(b"no sound " * 99).decode(), ""])
-async def test_undecodable_audio_is_rejected(speech: SpeechServices, server: Server, audio: str) -> None:
+async def test_undecodable_audio_is_rejected(speech: Speech, server: Server, audio: str) -> None:
     pytest.importorskip("av")
     async with asyncio.timeout(LIMIT):
         with pytest.raises(InvalidRequestError, match=r"^audio: "):
@@ -135,7 +134,7 @@ async def test_undecodable_audio_is_rejected(speech: SpeechServices, server: Ser
     ("status", "kind"), [(400, InvalidRequestError), (503, UnavailableError), (500, BadGatewayError)]
 )
 async def test_error_of_the_server_is_raised(
-    speech: SpeechServices, server: Server, status: int, kind: type[Exception]
+    speech: Speech, server: Server, status: int, kind: type[Exception]
 ) -> None:
     server.refusal = (status, "language: xx is not supported")
     with pytest.raises(kind, match="xx is not supported"):
@@ -143,15 +142,13 @@ async def test_error_of_the_server_is_raised(
 
 
 @pytest.mark.parametrize("answer", [[], "text", {"segments": [{"start": 1}]}, {"segments": ["x"]}])
-async def test_invalid_answer_of_the_server_is_reported(
-    speech: SpeechServices, server: Server, answer: object
-) -> None:
+async def test_invalid_answer_of_the_server_is_reported(speech: Speech, server: Server, answer: object) -> None:
     server.answer = answer
     with pytest.raises(BadGatewayError, match="the engine's transcription"):
         await transcribe(speech)
 
 
-async def test_cancelled_call_reaches_the_server(speech: SpeechServices, server: Server) -> None:
+async def test_cancelled_call_reaches_the_server(speech: Speech, server: Server) -> None:
     server.gate.clear()
     task = asyncio.create_task(transcribe(speech))
     async with asyncio.timeout(LIMIT):
