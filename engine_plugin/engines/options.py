@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from engine_plugin.errors import ManifestError, Problem
+from engine_plugin.manifest.sections import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,12 +85,12 @@ def _problems(kind: Kind, given: Mapping[str, Any], place: KeyPath, manifest: Ma
         if key is None:
             near = difflib.get_close_matches(str(name), keys, n=1)
             fix = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(keys)}."
-            yield manifest.problem(here, f"{_shown(here)} is not an option of this engine", fix)
+            yield manifest.problem(here, f"{dotted(here)} is not an option of this engine", fix)
         else:
             yield from _value_problems(key.hint, key.metadata, value, here, manifest)
     for name, key in keys.items():
         if key.default is dataclasses.MISSING and name not in given:
-            what = f"{_shown((*place, name))} is missing"
+            what = f"{dotted((*place, name))} is missing"
             yield manifest.problem(place, what, f"Give it {_NAMES[_kinds(key.hint)[0]]}.")
 
 
@@ -109,13 +110,7 @@ def _value_problems(
     else:
         complaint = "a mapping" if kind is not None else _complaint(hint, metadata, value)
     if complaint:
-        yield manifest.problem(place, f"{_shown(place)} is {value!r}", f"It must be {complaint}.")
-
-
-def _shown(place: KeyPath) -> str:
-    """The path of a key, such as `engine.archives[0].url`."""
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
-    return "".join(steps).removeprefix(".")
+        yield manifest.problem(place, f"{dotted(place)} is {value!r}", f"It must be {complaint}.")
 
 
 def _listed(hint: Any) -> Any:

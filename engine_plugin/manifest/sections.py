@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engine_plugin.errors import Problem
     from engine_plugin.manifest.document import KeyPath, Source
 
-__all__ = ["Section", "did_you_mean", "near", "quoted"]
+__all__ = ["Section", "did_you_mean", "dotted", "near", "quoted"]
 
 _T = TypeVar("_T")
 
@@ -20,12 +20,10 @@ _LONGEST_NAME = 40
 _INT32 = 2**31 - 1
 
 
-def _dotted(path: KeyPath) -> str:
+def dotted(path: KeyPath) -> str:
     """Format a path, such as services[0].timeout."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "the file"
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "".join(steps).removeprefix(".") or "the file"
 
 
 def quoted(value: object) -> str:
@@ -89,7 +87,7 @@ class Section:
     def complain(self, where: KeyPath, what: str, fix: str, severity: str = "error") -> None:
         """Report a problem at `where` in this section, () for the section itself; `what` follows its name."""
         path = (*self.path, *where)
-        self.problems.append(self.source.problem(path, f"{_dotted(path)} {what}", fix, severity))
+        self.problems.append(self.source.problem(path, f"{dotted(path)} {what}", fix, severity))
 
     def text(self, key: str, default: str = "", *, required: bool = False) -> str:
         """Read a text; `default` if it is empty or absent."""
