@@ -115,8 +115,7 @@ class Pulls:
             elif plan.source:
                 await _create(client, plan, publish)
             else:
-                shape = {"model": plan.name, "insecure": plan.insecure, "stream": True}
-                await _post_and_watch(client, "/api/pull", shape, plan.name, publish)
+                await _post_and_watch(client, "/api/pull", {"model": plan.name, "insecure": plan.insecure}, publish)
         finally:
             self._models.invalidate()
         model = await self._models.get(client, plan.name)
@@ -175,24 +174,23 @@ async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEven
         async with opened(path) as file:
             _require_gguf(path, await in_thread(file.read, len(LFS_POINTER)))
         digest = await sha256_of(path)
+        wanted = f"sha256:{plan.sha256}"
+        if plan.sha256 and wanted != digest:
+            raise catalogue.CHECKSUM_MISMATCH.error(
+                place=path, found=digest, wanted=wanted, fix="Correct sha256 or the file"
+            )
+        await _upload(client, path, digest, publish)
     except OSError as error:
-        raise _unreadable(path, error) from error
-    wanted = f"sha256:{plan.sha256}"
-    if plan.sha256 and wanted != digest:
-        raise catalogue.CHECKSUM_MISMATCH.error(
-            place=path, found=digest, wanted=wanted, fix="Correct sha256 or the file"
-        )
-    await _upload(client, path, digest, publish)
-    shape = {"model": plan.name, "files": {path.name: digest}, "stream": True}
-    await _post_and_watch(client, "/api/create", shape, plan.name, publish)
+        raise PullError(f"model: {path} cannot be read: {error.strerror or error}") from error
+    await _post_and_watch(client, "/api/create", {"model": plan.name, "files": {path.name: digest}}, publish)
 
 
 async def _post_and_watch(
-    client: OllamaClient, path: str, shape: dict[str, Any], model: str, publish: Callable[[PullEvent], None]
+    client: OllamaClient, path: str, shape: dict[str, Any], publish: Callable[[PullEvent], None]
 ) -> None:
     """Send a request whose answer is a stream of progress lines, and publish them up to `success`."""
-    loop, status = asyncio.get_running_loop(), ""
-    body = json.dumps(shape).encode()
+    loop, model, status = asyncio.get_running_loop(), shape["model"], ""
+    body = json.dumps({**shape, "stream": True}).encode()
     try:
         async with asyncio.timeout(_SILENCE) as silence, client.request("POST", path, body, model=model) as response:
             async for lines in whole_lines(response):
@@ -261,7 +259,7 @@ def _require_gguf(path: Path, head: bytes) -> None:
 
 
 async def _upload(client: OllamaClient, path: Path, digest: str, publish: Callable[[PullEvent], None]) -> None:
-    """Send a file to the server unless it has the digest already. Raises PullError and the errors of the server."""
+    """Send a file to the server unless it has it. Raises OSError, PullError and the errors of the server."""
     import httpx  # Http1Client would hold the whole body in memory
 
     url = f"{client.url}/api/blobs/{digest}"
@@ -269,8 +267,8 @@ async def _upload(client: OllamaClient, path: Path, digest: str, publish: Callab
 
     async def content() -> AsyncGenerator[bytes, None]:
         sent = 0
-        async with aclosing(_pieces(path)) as pieces:
-            async for piece in pieces:
+        async with opened(path) as file:
+            while piece := await in_thread(file.read, PIECE):
                 yield piece
                 sent += len(piece)
                 publish(ChunkProgress(digest, sent, size))
@@ -305,16 +303,3 @@ async def _exchange(http: httpx.AsyncClient, method: str, url: str, **more: Any)
                 if len(body) >= _ERROR_LIMIT:
                     break
     return answer.status_code, body
-
-
-async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
-    try:
-        async with opened(path) as file:
-            while piece := await in_thread(file.read, PIECE):
-                yield piece
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> PullError:
-    return PullError(f"model: {path} cannot be read: {error.strerror or error}")
