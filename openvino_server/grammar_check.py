@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from engine_plugin.process import guard
-from engine_plugin.process.entry import own_stdin
+from engine_plugin.process.entry import bound_memory, own_stdin
 from openvino_server.frames import Channel, receive
 from openvino_server.trimming import trim_openvino
 
@@ -36,7 +35,7 @@ def main() -> None:
 
     tokenizer = openvino_genai.Tokenizer(folder)
     model = _model_of_nothing(tokenizer)
-    _bound_memory()
+    bound_memory(_MEMORY)
     channel.send(("",))
     while True:
         (grammar,) = receive(stdin)
@@ -63,18 +62,6 @@ def _words(error: Exception) -> str:
     last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     _, found, words = last.partition(".cc:")
     return (words.partition(": ")[2] if found else last).strip() or last
-
-
-def _bound_memory() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        import psutil
-
-        used = psutil.Process().memory_info().vms
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = used + _MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))
 
 
 def _model_of_nothing(tokenizer: Any) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["FAILED", "UNUSABLE", "fail", "own_stdin", "read_exactly", "read_settings"]
+__all__ = ["FAILED", "UNUSABLE", "bound_memory", "fail", "own_stdin", "read_exactly", "read_settings"]
 
 FAILED = 3
 UNUSABLE = 65
@@ -19,6 +20,16 @@ def fail(text: str, status: int = FAILED) -> NoReturn:
     sys.stderr.write(f"E {text}\n")
     sys.stderr.flush()
     os._exit(status)
+
+
+def bound_memory(more: int) -> None:
+    """Limit the address space to `more` bytes beyond the current use (Linux). What needs more gets a MemoryError."""
+    if sys.platform == "linux":
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + more if most < 0 else min(used + more, most), most))
 
 
 def own_stdin() -> int:

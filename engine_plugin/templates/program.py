@@ -15,10 +15,10 @@ import sys
 from typing import Any
 
 from engine_plugin.process import guard
-from engine_plugin.process.entry import own_stdin, read_exactly
+from engine_plugin.process.entry import bound_memory, own_stdin, read_exactly
 from engine_plugin.templates.jinja import LIMIT, ChatTemplate, TemplateError, Templates
 
-__all__ = ["MEMORY", "answer", "bound_memory", "encode", "main"]
+__all__ = ["MEMORY", "answer", "encode", "main"]
 
 MEMORY = 512 << 20
 """Bytes of address space for rendering (Linux). A prompt of a million tokens is some megabytes."""
@@ -43,7 +43,7 @@ def main() -> None:
     except ImportError as error:
         _send(out, {"missing": error.name or "jinja2"})
         return
-    bound_memory()
+    bound_memory(MEMORY)
     _send(out, {})
     while True:
         conversation = _receive(stdin)
@@ -61,18 +61,6 @@ def answer(
         return {"prompt": prompt if told else ""}
     except TemplateError as error:
         return {"kind": error.kind, "error": str(error)}
-
-
-def bound_memory() -> None:
-    """Limit the address space to MEMORY bytes beyond the current use; more raises MemoryError."""
-    if sys.platform == "linux":
-        import resource
-        from pathlib import Path
-
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = used + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))
 
 
 def _send(descriptor: int, shape: dict[str, Any]) -> None:

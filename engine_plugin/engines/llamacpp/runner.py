@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.models.gguf import GgufError, Tensor, read_header
 from engine_plugin.process import guard
-from engine_plugin.process.entry import UNUSABLE, fail, own_stdin, read_settings
+from engine_plugin.process.entry import UNUSABLE, bound_memory, fail, own_stdin, read_settings
 from engine_plugin.templates.jinja import LIMIT, ChatTemplate, Templates
-from engine_plugin.templates.program import MEMORY, answer, bound_memory
+from engine_plugin.templates.program import MEMORY, answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,7 +161,7 @@ def _try_templates(sources: list[Any]) -> None:
     """
     if importlib.util.find_spec("jinja2") is None:
         return
-    bound_memory()
+    bound_memory(MEMORY)
     if sys.platform != "win32":
         signal.alarm(TEMPLATE_TIMEOUT)  # ends this process
     for source in filter(None, map(_text, sources)):
