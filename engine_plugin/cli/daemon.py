@@ -16,7 +16,7 @@ from engine_plugin.cli.serve import LOG_VARIABLE
 from engine_plugin.cli.server_record import ServerRecord, ServerRecordStore, is_server_process
 from engine_plugin.errors import DeadlineError, PreconditionError
 from engine_plugin.process.python import own_command, own_environ
-from engine_plugin.system.files import in_thread, make_private, private_folder
+from engine_plugin.system.files import in_thread, private_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
     log.touch(0o600)
-    make_private(log)
+    log.chmod(0o600)  # the umask may have removed more
     with log.open("wb") as output:
         return subprocess.Popen(
             command,

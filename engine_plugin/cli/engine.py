@@ -9,7 +9,7 @@ import click
 
 from engine_plugin.cli.context import Options, advised
 from engine_plugin.cli.options import Group
-from engine_plugin.cli.output import print_json, print_line, report, say
+from engine_plugin.cli.output import print_fields, print_json, report, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.progress import progress_display
 from engine_plugin.cli.session import plugin
@@ -29,6 +29,7 @@ __all__ = ["engine"]
 _STOP_ENGINE = 30.0
 _QUICK = 10.0
 _NOT_RUNNING = 4
+_SHOWN = ("plugin", "state", "version", "address", "pid", "log")
 
 
 @click.group(cls=Group)
@@ -152,11 +153,9 @@ async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str,
 
 
 def _print_status(shown: dict[str, Any]) -> None:
-    for key, value in shown.items():
-        if key not in {"running", "installed", "models"} and value:
-            print_line(f"{key + ':':<9}{advised(str(value))}")
+    print_fields({key: advised(str(shown.get(key) or "")) for key in _SHOWN})
     for model in shown["models"]:
-        print_line(f"model:   {model.get('name', '?')} ({byte_size(model.get('size', 0))})")
+        print_fields({"model": f"{model.get('name', '?')} ({byte_size(model.get('size', 0))})"})
 
 
 def _tell(line: LogLine, show: Show) -> None:

@@ -13,13 +13,10 @@ import click
 
 from engine_plugin.cli.conversation import SERVICE, Conversation, Settings, piece_of
 from engine_plugin.cli.options import Group
-from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
+from engine_plugin.cli.output import as_shown, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from engine_plugin.cli.context import Options
-    from engine_plugin.host import ChunkStream
 
 __all__ = ["host"]
 
@@ -118,7 +115,7 @@ async def chat(
     **settings: Any,
 ) -> None:
     """Launch plugin NAME of DIR, start its engine and stream the answer to PROMPT."""
-    from engine_plugin.host import PluginRegistry
+    from engine_plugin.host import PluginRegistry, events
 
     options.named = str(directory / name)
     registry = PluginRegistry.discover(directory)
@@ -127,18 +124,13 @@ async def chat(
     async with await registry.launch(name, start_timeout=start_timeout) as plugin:
         await plugin.start_engine()
         async with plugin.stream(SERVICE, request, timeout=timeout) as chunks:
-            async for event in _shown(chunks, options.json):
-                click.echo(event, nl=False)
+            async for event in events(chunks):
+                if options.json:
+                    print_json(event)
+                else:
+                    click.echo(as_shown(piece_of(event).text), nl=False)
     if not options.json:
         click.echo()
-
-
-async def _shown(chunks: ChunkStream, in_json: bool) -> AsyncIterator[str]:
-    """Yield the answer's text as it arrives, or its events as lines of JSON."""
-    from engine_plugin.host import events
-
-    async for event in events(chunks):
-        yield f"{as_json(event)}\n" if in_json else as_shown(piece_of(event).text)
 
 
 def _parse(text: str) -> Any:

@@ -1,17 +1,22 @@
-"""Resolves the model of a command: a listed name, or a service's default."""
+"""Resolves a command's model: a listed name, or a service's default; `--auto-pull` pulls a missing one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import EnginePluginError, NotFoundError
+from engine_plugin.cli.output import say
+from engine_plugin.cli.plugins import chosen_manifest
+from engine_plugin.cli.progress import show_pull
+from engine_plugin.errors import EnginePluginError, NotFoundError, UnsupportedError
+from engine_plugin.models.names import is_cloud_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import ModelEntry, PluginClient
 
-__all__ = ["default_model", "entry_of", "is_model", "missing", "present"]
+__all__ = ["default_model", "entry_of", "is_model", "missing", "model_to_call", "present"]
 
 _LATEST = ":latest"
 
@@ -64,3 +69,28 @@ async def missing(client: PluginClient, name: str, here: list[str]) -> NotFoundE
         except EnginePluginError:
             continue
     return catalogue.model_missing(name, near=catalogue.near_names(name, here), here=here)
+
+
+async def model_to_call(
+    client: PluginClient, options: Options, service: str, model: str | None, *, auto_pull: bool
+) -> str | None:
+    """Return the model that a request of `service` should name; None lets the plugin choose.
+
+    Called with the engine running. With `auto_pull`, or `auto_pull: true` in
+    plugin.yaml, a missing model (`model`, else the service's default) is pulled; progress goes to standard error. If
+    the engine cannot pull, the call itself reports the missing model. Raises what a pull raises.
+    """
+    if not (auto_pull or chosen_manifest(options).auto_pull):
+        return model
+    wanted = model or await default_model(client, service)
+    if not wanted or is_cloud_name(wanted):  # cloud models have no files to pull
+        return model
+    if await present(client, [wanted]):
+        return model
+    say(f"model {wanted} is missing; pulling it")
+    try:
+        pulled = await show_pull(client, wanted)
+    except UnsupportedError as error:
+        say(str(error))
+        return model
+    return model if is_model({"name": pulled}, wanted) else pulled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import sys
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from engine_plugin import catalogue
 from engine_plugin.cli import cells
 from engine_plugin.cli.lookup import entry_of, is_model, present
-from engine_plugin.cli.names import model_names
+from engine_plugin.cli.names import model_names, service_names
 from engine_plugin.cli.options import Group
 from engine_plugin.cli.output import print_fields, print_json, print_line, print_table, report, say
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.progress import show_pull
 from engine_plugin.cli.session import plugin, running_plugin
-from engine_plugin.cli.usemodel import use
-from engine_plugin.errors import EnginePluginError, NotFoundError
+from engine_plugin.errors import EnginePluginError, NotFoundError, PreconditionError
+from engine_plugin.models.defaults import DefaultModels
+from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
 from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.cli.context import Options
     from engine_plugin.host import LoadedModel, ModelEntry, PluginClient, PullOptions
+    from engine_plugin.manifest import Manifest
 
 __all__ = ["PASSWORD_VARIABLE", "models"]
 
@@ -191,7 +196,73 @@ async def copy(options: Options, old: str, new: str) -> None:
         print_line(f"copied {old} to {copied}")
 
 
-models.add_command(use)
+@models.command()
+@click.argument("name", required=False, shell_complete=model_names)
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    shell_complete=service_names,
+    metavar="SERVICE",
+    help="Only for this service; may be given several times. [default: all services for this kind of model]",
+)
+@click.option("--reset", is_flag=True, help="Restore the default models of plugin.yaml.")
+async def use(options: Options, name: str | None, services: tuple[str, ...], reset: bool) -> None:
+    """Make a model the default for its services, from the next call on.
+
+    The choice is stored in the data directory; plugin.yaml is not changed.
+    """
+    if (name is None) is not reset:
+        raise click.UsageError("give either a model or --reset")
+    manifest = chosen_manifest(options)
+    for service in services:
+        manifest.service(service)  # fail on an unknown service before a plugin is launched
+    defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
+    chosen = tuple(dict.fromkeys(services))
+    if name is None:
+        model, chosen = "", chosen or tuple(manifest.services)
+        said = f"restored the default model of plugin.yaml for {', '.join(chosen)}"
+    else:
+        model, chosen = await _fitting(options, manifest, name, chosen)
+        said = f"{model} is now the default model for {', '.join(chosen)}"
+    await asyncio.to_thread(defaults.write, dict.fromkeys(chosen, model))
+    report(options, {"model": model, "services": chosen, "file": str(defaults.path)}, said)
+
+
+async def _fitting(
+    options: Options, manifest: Manifest, name: str, services: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
+    """Return the model's listed name and the services for which it becomes the default."""
+    async with plugin(options) as client:
+        entry = await entry_of(client, name)
+    services = services or _services_for(entry, manifest)
+    _refuse_other_kinds(entry, services)
+    return entry["name"], services
+
+
+def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
+    """Return the declared services for the model's kind. Raises PreconditionError if there are none."""
+    name, kind = entry["name"], entry.get("kind", "")
+    if not kind:
+        raise PreconditionError(
+            f"the kind of {name} is unknown. Name a service: --service with one of {', '.join(manifest.services)}"
+        )
+    found = tuple(service for service in manifest.services if KIND_OF_SERVICE.get(service) == kind)
+    if not found:
+        raise PreconditionError(
+            f"{name} is a model for {kind}, and {manifest.path} declares no such service; "
+            f"it declares: {', '.join(manifest.services)}"
+        )
+    return found
+
+
+def _refuse_other_kinds(entry: ModelEntry, services: Sequence[str]) -> None:
+    kind = entry.get("kind", "")
+    can = entry.get("details", {}).get("capabilities", ())
+    for service in services:
+        if kind and not can_serve(service, kind, can):
+            wanted = KIND_OF_SERVICE.get(service, service)
+            raise catalogue.MODEL_KIND_MISMATCH.error(model=entry["name"], kind=kind, service=service, wanted=wanted)
 
 
 def _print_entries(
@@ -235,11 +306,11 @@ def _running_row(entry: ModelEntry) -> Sequence[str]:
 
 
 def _facts(entry: ModelEntry, loaded: LoadedModel | None, services: Sequence[str]) -> dict[str, str]:
-    """Return the fields that `show` prints; `loaded` is None for a model that is not in memory."""
+    """Return the fields of `show`, "" for an unknown one; `loaded` is None for a model that is not in memory."""
     details = entry.get("details", {})
     source = details.get("context_source", "")
     memory = ", ".join(filter(None, (cells.memory(loaded), cells.vram(loaded), cells.idle(loaded)))) if loaded else ""
-    facts = {
+    return {
         "name": entry.get("name", ""),
         "kind": entry.get("kind", ""),
         "size": byte_size(entry.get("size", 0)),
@@ -255,7 +326,6 @@ def _facts(entry: ModelEntry, loaded: LoadedModel | None, services: Sequence[str
         "in memory": (memory or "yes") if loaded is not None else "no",
         "default for": ", ".join(services),
     }
-    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _done(options: Options, what: str, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from engine_plugin.cli.context import Options
-from engine_plugin.cli.plugins import chosen_manifest, packaged_plugins
+from engine_plugin.cli.plugins import bundled_plugins, chosen_manifest
 
 if TYPE_CHECKING:
     import click
@@ -63,7 +63,7 @@ def plugin_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: s
     """Return the bundled plugins; the shell completes directories."""
     from click.shell_completion import CompletionItem
 
-    names = [CompletionItem(name) for name in packaged_plugins() if name.startswith(incomplete)]
+    names = [CompletionItem(name) for name in bundled_plugins() if name.startswith(incomplete)]
     return names or [CompletionItem(incomplete, type="dir")]
 
 

@@ -14,7 +14,7 @@ from engine_plugin import PLUGIN_DIR
 from engine_plugin.cli.context import Options
 from engine_plugin.cli.logs import set_up_logging
 from engine_plugin.cli.names import model_names, plugin_names
-from engine_plugin.cli.plugins import packaged_plugin, packaged_plugins
+from engine_plugin.cli.plugins import bundled_plugins
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ class _PluginPlace(click.Path):
             if ctx is not None:
                 ctx.ensure_object(Options).named = value
             if not Path(value).exists():
-                if place := packaged_plugin(value):
-                    return place
-                names = ", ".join(packaged_plugins())
+                bundled = bundled_plugins()
+                if value in bundled:
+                    return bundled[value]
+                names = ", ".join(bundled)
                 self.fail(f"directory {value!r} does not exist; the bundled plugins are {names}", param, ctx)
         return super().convert(value, param, ctx)
 

@@ -32,6 +32,7 @@ __all__ = [
 
 _GAP = "  "
 _FEWEST_COLUMNS = 2
+_FIELD_WIDTH = 9
 
 # Left unescaped by json.dumps: C1 controls, characters that change the text direction, and surrogates.
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -104,10 +105,11 @@ def _width(text: str) -> int:
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """Print one line for each field on standard output, with aligned values."""
-    width = max((len(name) for name in fields), default=0) + 1
+    """Print one line for each field that has a value on standard output, with aligned values."""
+    width = max(_FIELD_WIDTH, *(len(name) + 2 for name in fields))
     for name, value in fields.items():
-        click.echo(f"{name + ':':<{width}}  {harmless(value)}")
+        if value:
+            print_line(f"{name + ':':<{width}}{value}")
 
 
 def harmless(text: str) -> str:

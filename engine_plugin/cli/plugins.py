@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,31 +16,22 @@ if TYPE_CHECKING:
     from engine_plugin.cli.context import Options
     from engine_plugin.manifest import Manifest
 
-__all__ = ["chosen_manifest", "chosen_manifest_file", "packaged_plugin", "packaged_plugins"]
+__all__ = ["bundled_plugins", "chosen_manifest", "chosen_manifest_file"]
 
 
-def packaged_plugin(name: str) -> Path | None:
-    """Return the directory of a bundled plugin, None if there is no such plugin."""
-    if name == _default_name():
-        return _bundled().parent
-    found = (place / "plugins" / name for place in _package_places() if re.fullmatch(r"\w+", name))
-    return next((place for place in found if (place / "plugin.yaml").is_file()), None)
+def bundled_plugins() -> dict[str, Path]:
+    """Return the directories of the bundled plugins by the names that --plugin takes, sorted.
 
-
-def packaged_plugins() -> list[str]:
-    """Return the names of the bundled plugins, as --plugin takes them."""
-    beside = {file.parent.name for place in _package_places() for file in place.glob("plugins/*/plugin.yaml")}
-    return sorted({*filter(None, [_default_name()]), *beside})
-
-
-def _default_name() -> str:
-    """Return the name of the default plugin, which is that of its engine; "" without a default plugin."""
+    The default plugin has the name of its engine.
+    """
     from engine_plugin.manifest import load_manifest
 
-    try:
-        return load_manifest(_bundled()).engine_name
-    except (ManifestError, NotFoundError):
-        return ""
+    files = [file for place in reversed(_package_places()) for file in place.glob("plugins/*/plugin.yaml")]
+    found = {file.parent.name: file.parent for file in files}
+    with suppress(ManifestError, NotFoundError):
+        default = _default_file()
+        found[load_manifest(default).engine_name] = default.parent
+    return dict(sorted(found.items()))
 
 
 def chosen_manifest(options: Options) -> Manifest:
@@ -68,13 +59,13 @@ def chosen_manifest_file(options: Options) -> Path:
             said = "--plugin" if options.plugin else PLUGIN_DIR
             raise NotFoundError(
                 f"there is no plugin.yaml in {named}. Set {said} to a plugin's directory or a bundled plugin: "
-                f"{', '.join(packaged_plugins())}"
+                f"{', '.join(bundled_plugins())}"
             )
         return file
     try:
         return find_manifest([Path.cwd()], passed_over=lambda text: _note(options, text))
     except (ManifestError, OSError):
-        return _bundled()
+        return _default_file()
 
 
 def _note(options: Options, text: str) -> None:
@@ -88,7 +79,7 @@ def _in_the_environment() -> Path | None:
     named = os.environ.get(PLUGIN_DIR, "")
     if not named or Path(named).exists():
         return Path(named) if named else None
-    return packaged_plugin(named) or Path(named)
+    return bundled_plugins().get(named, Path(named))
 
 
 def _package_places() -> tuple[Path, Path]:
@@ -99,7 +90,7 @@ def _package_places() -> tuple[Path, Path]:
     return package, package.parent
 
 
-def _bundled() -> Path:
+def _default_file() -> Path:
     for place in _package_places():
         if (place / "plugin.yaml").is_file():
             return place / "plugin.yaml"

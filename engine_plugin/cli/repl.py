@@ -16,9 +16,8 @@ from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from engine_plugin.cli.advice import explained
-from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.conversation import SERVICE
-from engine_plugin.cli.lookup import default_model, is_model, missing
+from engine_plugin.cli.lookup import default_model, is_model, missing, model_to_call
 from engine_plugin.cli.output import say
 from engine_plugin.cli.session import serving
 from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
-from engine_plugin.cli.autopull import model_to_call
+from engine_plugin.cli.lookup import model_to_call
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.terminal import waiting
 from engine_plugin.errors import UnavailableError

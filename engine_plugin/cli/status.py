@@ -10,7 +10,7 @@ from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.cli import cells
 from engine_plugin.cli.context import Options, advised
 from engine_plugin.cli.options import Command
-from engine_plugin.cli.output import print_json, print_line, print_table, say
+from engine_plugin.cli.output import print_fields, print_json, print_table, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.session import plugin
 from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError
@@ -91,22 +91,19 @@ async def _or(asked: Awaitable[T], otherwise: U) -> T | U:
 
 
 def _print(shown: Mapping[str, Any]) -> None:
-    missing = (
-        shown["state"] == STOPPED and not shown["installed"]
-    )  # for other states, the state names what is missing
+    # For other states, the state names what is missing.
+    missing = shown["state"] == STOPPED and not shown["installed"]
     version = shown["version"] or ("not installed" if missing else "")
     whose = f"({shown['server']})" if shown["server"] else ""
     served = f" at {shown['plugin_address']} (pid {shown['pid']})" if shown["plugin_address"] else ""
-    lines = {
+    fields = {
         "engine": " ".join(filter(None, (shown["engine"], version, whose))),
         "state": advised(shown["state"]),
         "address": shown["address"],
         "plugin": f"{shown['plugin']}{served}",
         "log": shown["log"],
     }
-    for name, value in lines.items():
-        if value:
-            print_line(f"{name + ':':<9}{value}")
+    print_fields(fields)
     if shown["loaded"]:
         click.echo()
         print_table(("LOADED", "MEMORY", "VRAM", "IDLE"), [_loaded_row(entry) for entry in shown["loaded"]])

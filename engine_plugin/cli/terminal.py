@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
@@ -13,8 +14,6 @@ from engine_plugin.cli.output import as_shown, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from rich.console import Console
 
     from engine_plugin.cli.conversation import Conversation, Picture, Piece
     from engine_plugin.host import PluginClient
@@ -29,32 +28,20 @@ class AnswerPrinter:
 
     def __init__(self) -> None:
         self.text = ""
-        self._console: Console | None = None
+        self._at_terminal = sys.stdout.isatty()
         self._line_begun = self._thinking = False
-        if sys.stdout.isatty():
-            from rich.console import Console
-
-            self._console = Console()
 
     def show(self, piece: Piece) -> None:
         """Write a piece. Raises OSError if the reader has closed the pipe."""
         self.text += piece.text
-        if self._console is None:
-            if piece.text:
-                self._line_begun = not piece.text.endswith("\n")
-                click.echo(as_shown(piece.text), nl=False)
-            return
-        if piece.thinking:
-            self._write(self._console, piece.thinking, dim=True)
+        if piece.thinking and self._at_terminal:
+            self._write(piece.thinking, dim=os.environ.get("TERM") != "dumb")
             self._thinking = True
         text = piece.text
-        if text and self._thinking:
-            text = text.lstrip("\n")
-            if text:
-                self._write(self._console, "\n\n" if self._line_begun else "\n", dim=False)
-                self._thinking = False
-        if text:
-            self._write(self._console, text, dim=False)
+        if self._thinking and (text := text.lstrip("\n")):
+            text = ("\n\n" if self._line_begun else "\n") + text
+            self._thinking = False
+        self._write(text)
 
     def end(self) -> None:
         """End the line."""
@@ -62,11 +49,10 @@ class AnswerPrinter:
             click.echo()
             self._line_begun = False
 
-    def _write(self, console: Console, text: str, *, dim: bool) -> None:
-        text = as_shown(text)
-        if text:
+    def _write(self, text: str, *, dim: bool = False) -> None:
+        if text := as_shown(text):
             self._line_begun = not text.endswith("\n")
-            console.out(text, style="dim" if dim else None, highlight=False, end="")
+            click.echo(click.style(text, dim=True) if dim else text, nl=False)
 
 
 @contextmanager

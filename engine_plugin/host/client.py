@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import grpc.aio
 
-from engine_plugin.errors import PullError
+from engine_plugin.errors import BadGatewayError, PullError
 from engine_plugin.host.generic import call_json
 from engine_plugin.host.link import method
-from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress
 from engine_plugin.host.streams import BidiCall, Call, ChunkStream
+from engine_plugin.jsontext import answer_object
 from engine_plugin.protocol.shapes import EngineCheck, OperateStatus
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import controller_pb2
@@ -111,19 +112,19 @@ class PluginClient:
     async def get_manifest(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the plugin's manifest as a dict."""
         response = await self._link.unary("GetManifest", timeout)
-        return parse_object(response.manifest_json, "GetManifest")
+        return _parse_object(response.manifest_json, "GetManifest")
 
     async def invoke(
         self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
     ) -> dict[str, Any]:
         """Call a service once; request and answer are JSON objects in the service's flavor."""
-        return parse_object(await self.invoke_raw(service, request, timeout=timeout, auth=auth), service)
+        return _parse_object(await self.invoke_raw(service, request, timeout=timeout, auth=auth), service)
 
     async def invoke_raw(
         self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
     ) -> bytes:
         """Call a service once and return the answer as the bytes that the plugin sent."""
-        response = await self._link.unary("InvokeService", timeout, **invocation(service, request, auth))
+        response = await self._link.unary("InvokeService", timeout, **_invocation(service, request, auth))
         return bytes(response.response_data)
 
     def stream(
@@ -133,7 +134,7 @@ class PluginClient:
 
         An async context manager and iterator of bytes; leaving the context cancels the call.
         """
-        return ChunkStream(self._link, timeout, pb.InvokeServiceRequest(**invocation(service, request, auth)))
+        return ChunkStream(self._link, timeout, pb.InvokeServiceRequest(**_invocation(service, request, auth)))
 
     def invoke_bidi(self, service: str, *, timeout: float | None = None, auth: str = "") -> BidiCall:
         """Begin a conversation with a service (speech-to-text-ws)."""
@@ -194,7 +195,7 @@ class PluginClient:
     async def get_config(self, *, timeout: float | None = None) -> EngineConfig:
         """Return the location of the engine and its recommended model."""
         response = await self._link.unary("GetConfig", timeout)
-        return cast("EngineConfig", parse_object(response.config_json, "GetConfig"))
+        return cast("EngineConfig", _parse_object(response.config_json, "GetConfig"))
 
     async def check_engine(self, *, timeout: float | None = None) -> EngineCheck:
         """Check whether the engine's software is installed; the result is true or false and has a `detail`."""
@@ -216,7 +217,7 @@ class PluginClient:
     async def get_version(self, *, timeout: float | None = None) -> str:
         """Return the version of the engine."""
         response = await self._link.unary("GetVersion", timeout, request_json=b"{}")
-        return str(parse_object(response.response_json, "GetVersion").get("version", ""))
+        return str(_parse_object(response.response_json, "GetVersion").get("version", ""))
 
     # Models.
 
@@ -224,8 +225,8 @@ class PluginClient:
         self, model: str, *, timeout: float | None = None, **options: Unpack[PullOptions]
     ) -> PullProgress:
         """Pull a model and return the last progress, whose status is "success". Raises PullError."""
-        request = dump(model=model, stream=False, **options)
-        last = progress((await self._link.unary("PullModel", timeout, request_json=request)).response_json)
+        request = _dump(model=model, stream=False, **options)
+        last = _progress((await self._link.unary("PullModel", timeout, request_json=request)).response_json)
         if last.get("status") != "success":
             raise PullError(f"the pull of {model} ended with {last.get('status')!r}")
         return last
@@ -237,10 +238,10 @@ class PluginClient:
 
         Closing the iterator (`contextlib.aclosing`) ends the pull; the next pull resumes it.
         """
-        request = pb.PullModelStreamRequest(request_json=dump(model=model, stream=True, **options))
+        request = pb.PullModelStreamRequest(request_json=_dump(model=model, stream=True, **options))
         async with Call(self._link, "PullModelStream", timeout, request) as call:
             async for response in call:
-                step = progress(response.data)
+                step = _progress(response.data)
                 if "error" in step:  # a message with the code follows
                     continue
                 yield step
@@ -250,28 +251,57 @@ class PluginClient:
 
     async def delete_model(self, model: str, *, timeout: float | None = None) -> None:
         """Delete a model from this machine."""
-        await self._link.unary("DeleteModel", timeout, request_json=dump(model=model))
+        await self._link.unary("DeleteModel", timeout, request_json=_dump(model=model))
 
     async def list_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
         """Return the models that a call can name."""
         response = await self._link.unary("ListModels", timeout)
-        return models(response.response_json, "ListModels")
+        return _models(response.response_json, "ListModels")
 
     async def load_model(self, model: str, *, timeout: float | None = None) -> None:
         """Load a model into memory and return when it can answer."""
-        await self._link.unary("LoadModel", timeout, request_json=dump(model=model))
+        await self._link.unary("LoadModel", timeout, request_json=_dump(model=model))
 
     async def unload_model(self, *models: str, timeout: float | None = None) -> None:
         """Unload models from memory, after their running requests."""
-        await self._link.unary("UnloadModel", timeout, request_json=dump(models=list(models)))
+        await self._link.unary("UnloadModel", timeout, request_json=_dump(models=list(models)))
 
     async def running_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
         """Return the models in memory."""
         response = await self._link.unary("GetRunningModels", timeout)
-        return models(response.response_json, "GetRunningModels")
+        return _models(response.response_json, "GetRunningModels")
 
 
 def _shutdown(channel: grpc.aio.Channel) -> Awaitable[Any]:
     rpc = controller_pb2.DESCRIPTOR.services_by_name["GRPCController"].methods_by_name["Shutdown"]
     call: Awaitable[Any] = method(channel, rpc)(controller_pb2.Empty(), timeout=_SHUTDOWN_RPC)
     return call
+
+
+def _dump(**fields: Any) -> bytes:
+    """Return the fields as a JSON object."""
+    return json.dumps(fields).encode()
+
+
+def _invocation(service: str, request: Mapping[str, Any] | bytes, auth: str) -> dict[str, Any]:
+    """Return the fields of an InvokeServiceRequest; bytes are sent unchanged."""
+    data = request if isinstance(request, bytes) else _dump(**request)
+    return {"service_name": service, "request_data": data, "auth_info": auth}
+
+
+def _parse_object(data: bytes, of: str) -> dict[str, Any]:
+    """Parse a JSON object in the answer to `of`. Raises BadGatewayError."""
+    return answer_object(data, f"the plugin's answer to {of}")
+
+
+def _models(data: bytes, of: str) -> list[ModelEntry]:
+    """Return the models of a ListModelsResponse. Raises BadGatewayError."""
+    found = _parse_object(data, of).get("models") or []
+    if not isinstance(found, list):
+        raise BadGatewayError(f"the plugin's answer to {of} has no list of models: {data[:200]!r}")
+    return cast("list[ModelEntry]", found)
+
+
+def _progress(data: bytes) -> PullProgress:
+    """Parse a ProgressResponse. Raises BadGatewayError."""
+    return cast("PullProgress", _parse_object(data, "PullModel"))
