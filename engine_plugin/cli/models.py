@@ -68,7 +68,7 @@ async def show(options: Options, name: str) -> None:
     if options.json:
         print_json({**entry, "running": loaded is not None, "loaded": loaded or {}, "default_for": services})
         return
-    print_fields(_facts(entry, loaded, services))
+    print_fields(_facts(entry, loaded, services), width=15)
 
 
 @models.command()

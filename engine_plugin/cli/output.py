@@ -32,7 +32,6 @@ __all__ = [
 
 _GAP = "  "
 _FEWEST_COLUMNS = 2
-_FIELD_WIDTH = 9
 
 # Left unescaped by json.dumps: C1 controls, characters that change the text direction, and surrogates.
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -104,9 +103,8 @@ def _width(text: str) -> int:
     return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def print_fields(fields: Mapping[str, str]) -> None:
-    """Print one line for each field that has a value on standard output, with aligned values."""
-    width = max(_FIELD_WIDTH, *(len(name) + 2 for name in fields))
+def print_fields(fields: Mapping[str, str], width: int = 9) -> None:
+    """Print one line for each field that has a value on standard output; the values begin at column `width`."""
     for name, value in fields.items():
         if value:
             print_line(f"{name + ':':<{width}}{value}")
