@@ -80,8 +80,8 @@ class Engine(ABC):
         """Read the engine's options; no I/O. Raises ManifestError, naming the line, for a bad option."""
         self.manifest = manifest
 
-    @staticmethod
-    def check_options(manifest: Manifest) -> Sequence[Problem]:  # noqa: ARG004  # for engines with options
+    @classmethod
+    def check_options(cls, manifest: Manifest) -> Sequence[Problem]:  # noqa: ARG003  # for engines with options
         """What is wrong with the `engine:` section of plugin.yaml. Called by lint; `__init__` raises the same."""
         return ()
 

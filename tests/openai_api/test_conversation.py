@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.llamacpp.requests import upstream_body as llamacpp_body
+from engine_plugin.engines.llamacpp.requests import upstream_request
 from engine_plugin.engines.ollama.messages import native_messages
 from engine_plugin.engines.openai.requests import request_body as openai_body
 from engine_plugin.engines.openvino.requests import upstream_body as openvino_body
@@ -21,7 +21,7 @@ Messages = list[dict[str, Any]]
 
 
 def llamacpp(messages: Messages) -> Messages:
-    found: Messages = json.loads(llamacpp_body("chat", {"messages": messages}, stream=True))["messages"]
+    found: Messages = upstream_request("chat", {"messages": messages}, stream=True)["messages"]
     return found
 
 

@@ -15,7 +15,6 @@ from engine_plugin.engines.llamacpp.server import PATHS, LlamaCppServer, complai
 from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
 from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
-from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import UnsupportedError
 from engine_plugin.openai_api.assemble import assembled
 from engine_plugin.openai_api.bodies import request_json, slots_needed
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from engine_plugin.errors import Problem
     from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.info import Capabilities, ModelInfo
@@ -49,20 +47,16 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
     """`Engine` on llama.cpp. StartEngine checks the software; each model gets a process when it is loaded."""
 
     services: ClassVar[frozenset[str]] = frozenset(PATHS)
+    options_class = LlamaCppOptions
+    _options: LlamaCppOptions
     title: ClassVar[str] = "llama.cpp"
 
     def __init__(self, manifest: Manifest) -> None:
-        options = read_options(LlamaCppOptions, manifest)
-        super().__init__(manifest, options)
-        self._options = options
+        super().__init__(manifest)
+        options = self._options
         self.software = software = LlamaCppSoftware(options, self.data, self._environ)
         self.store = model_store(self.data / "models", software)
         self.pool = ModelPool(options.max_loaded_models, options.drain_timeout, self._create_server)
-
-    @staticmethod
-    def check_options(manifest: Manifest) -> Sequence[Problem]:
-        """Check the `engine:` section. Called by `engine-plugin lint`."""
-        return option_problems(LlamaCppOptions, manifest)
 
     def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
         if mode == "npu":

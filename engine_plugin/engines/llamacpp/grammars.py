@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
@@ -34,24 +35,27 @@ _REPEATED = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")
 
 def check_grammars(request: Mapping[str, Any]) -> None:
     """Raise InvalidRequestError, with the field, for a schema or grammar that would block other calls."""
-    count = _SchemaCount()
-    for field, schema in _schemas(request):
-        try:
-            count.add(field, schema)
-        except RecursionError:
-            raise InvalidRequestError.at(field, "references are nested too deeply") from None
-    grammar = request.get("grammar")
-    if isinstance(grammar, str):
-        _require("grammar", "characters", len(grammar), _MAX_CHARACTERS)
-        _require("grammar", "alternatives", grammar.count("|") + 1, _MAX_ALTERNATIVES)
-        _require("grammar", "steps with expanded repetitions", _expanded(grammar), max(_MAX_EXPANDED, len(grammar)))
-        plain = _LITERAL.sub(" ", grammar)
-        _check_order("grammar", plain)
-        try:
-            used = _expanded_rules(plain)
-        except RecursionError:
-            raise InvalidRequestError.at("grammar", "rules are nested too deeply") from None
-        _require("grammar", "expanded rules", used, _MAX_RULES)
+    field, what = "", "references"
+    totals: Counter[str] = Counter()
+    try:
+        for field, schema in _schemas(request):
+            if isinstance(schema, dict):
+                _check_schema(field, schema, totals)
+        grammar = request.get("grammar")
+        if isinstance(grammar, str):
+            field, what = "grammar", "rules"
+            _check_grammar(grammar)
+    except RecursionError:
+        raise InvalidRequestError.at(field, f"{what} are nested too deeply") from None
+
+
+def _check_grammar(grammar: str) -> None:
+    _require("grammar", "characters", len(grammar), _MAX_CHARACTERS)
+    _require("grammar", "alternatives", grammar.count("|") + 1, _MAX_ALTERNATIVES)
+    _require("grammar", "steps with expanded repetitions", _expanded(grammar), max(_MAX_EXPANDED, len(grammar)))
+    plain = _LITERAL.sub(" ", grammar)
+    _check_order("grammar", plain)
+    _require("grammar", "expanded rules", _expanded_rules(plain), _MAX_RULES)
 
 
 def _schemas(request: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -68,48 +72,40 @@ def _schemas(request: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"tools[{index}].function.parameters", function.get("parameters")
 
 
-class _SchemaCount:
-    """Counts over all schemas of a request."""
+def _check_schema(field: str, root: dict[str, Any], totals: Counter[str]) -> None:
+    """Check one schema. `totals` counts over all schemas of a request."""
 
-    def __init__(self) -> None:
-        self._alternatives = 0
-        self._schemas = 0
-        self._characters = 0
+    def add(what: str, count: int, most: int) -> None:
+        totals[what] += count
+        _require(field, what, totals[what], most)
 
-    def add(self, field: str, schema: Any) -> None:
-        """Count a schema. Raises InvalidRequestError at a limit."""
-        if not isinstance(schema, dict):
-            return
-        self._characters += len(json.dumps(schema, ensure_ascii=False))
-        _require(field, "characters", self._characters, _MAX_CHARACTERS)
-        alternatives = _Alternatives(schema)
-        waiting: list[Any] = [schema]
-        while waiting:
-            one = waiting.pop()
-            if isinstance(one, list):
-                waiting += one
-            elif isinstance(one, dict):
-                self._add_schema(field, one)
-                _require(field, "alternatives behind references", alternatives.count(one), _MAX_ALTERNATIVES)
-                waiting += one.values()
+    add("characters", len(json.dumps(root, ensure_ascii=False)), _MAX_CHARACTERS)
+    alternatives = _Alternatives(root)
+    waiting: list[Any] = [root]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            add("schemas", 1, _MAX_SCHEMAS)
+            choices = [one[key] for key in ("enum", "anyOf", "oneOf") if isinstance(one.get(key), list)]
+            add("values in enum, anyOf and oneOf", sum(map(len, choices)), _MAX_ALTERNATIVES)
+            _check_limits(field, one)
+            _require(field, "alternatives behind references", alternatives.count(one), _MAX_ALTERNATIVES)
+            waiting += one.values()
 
-    def _add_schema(self, field: str, schema: dict[str, Any]) -> None:
-        self._schemas += 1
-        _require(field, "schemas", self._schemas, _MAX_SCHEMAS)
-        choices = [schema[key] for key in ("enum", "anyOf", "oneOf") if isinstance(schema.get(key), list)]
-        self._alternatives += sum(map(len, choices))
-        _require(field, "values in enum, anyOf and oneOf", self._alternatives, _MAX_ALTERNATIVES)
-        properties = schema.get("properties")
-        if isinstance(properties, dict):
-            _require(field, "properties of one object", len(properties), _MAX_PROPERTIES)
-        pattern = schema.get("pattern")
-        if isinstance(pattern, str):
-            _require(f"{field}: pattern", "steps with expanded repetitions", _expanded(pattern), _MAX_EXPANDED)
-            _check_order(f"{field}: pattern", _CLASS.sub(" ", pattern))
-        for least, most in _LENGTHS:
-            low, high = schema.get(least), schema.get(most)
-            if isinstance(low, int) and isinstance(high, int) and low > high:
-                raise InvalidRequestError.at(field, f"{least} ({low}) exceeds {most} ({high})")
+
+def _check_limits(field: str, schema: dict[str, Any]) -> None:
+    properties, pattern = schema.get("properties"), schema.get("pattern")
+    if isinstance(properties, dict):
+        _require(field, "properties of one object", len(properties), _MAX_PROPERTIES)
+    if isinstance(pattern, str):
+        _require(f"{field}: pattern", "steps with expanded repetitions", _expanded(pattern), _MAX_EXPANDED)
+        _check_order(f"{field}: pattern", _CLASS.sub(" ", pattern))
+    for least, most in _LENGTHS:
+        low, high = schema.get(least), schema.get(most)
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            raise InvalidRequestError.at(field, f"{least} ({low}) exceeds {most} ({high})")
 
 
 class _Alternatives:

@@ -8,12 +8,12 @@ from typing import Any
 
 from engine_plugin.engines.llamacpp.grammars import check_grammars
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
-from engine_plugin.openai_api.bodies import choices_wanted, request_json
+from engine_plugin.openai_api.bodies import choices_wanted
 from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.base import integer
 
-__all__ = ["embeddings_answer", "upstream_body", "upstream_request"]
+__all__ = ["embeddings_answer", "upstream_request"]
 
 _IGNORED = ("suffix", "echo")
 _MAX_TOP_LOGPROBS = 20
@@ -25,11 +25,6 @@ _UNSUPPORTED_PARTS = {
     "": "this model accepts only parts of type text",
 }
 """Models are loaded without the projector for images and audio."""
-
-
-def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> bytes:
-    """`upstream_request` as JSON. Raises InvalidRequestError."""
-    return request_json(upstream_request(service, request, stream=stream))
 
 
 def upstream_request(service: str, request: dict[str, Any], *, stream: bool) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from engine_plugin.templates.program import MEMORY, answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from enum import IntEnum
 
 __all__ = ["TEMPLATE_TIMEOUT", "main"]
 
@@ -74,7 +75,8 @@ def _serve() -> None:
         fail(f"cannot load {settings['model']}: {error}", UNUSABLE)
     else:
         print(json.dumps({"address": server.listening_address}), flush=True)
-        _wait_forever(server)
+        while server is not None:  # keeps it
+            threading.Event().wait()
 
 
 def _override_defaults(params: Any) -> None:
@@ -90,11 +92,6 @@ def _override_defaults(params: Any) -> None:
     params.cache_idle_slots = False  # needs the cache above
     params.sse_ping_interval = 15
     params.prefill_assistant = False  # a final assistant message is not a prefix of the answer
-
-
-def _wait_forever(server: object) -> None:
-    while server is not None:
-        threading.Event().wait()
 
 
 def _probe() -> None:
@@ -136,13 +133,14 @@ def _inspect() -> None:
         fail(f"truncated: expected {end} bytes, got {header.size}")
     _try_templates([value("tokenizer.chat_template"), value("tokenizer.chat_template.tool_use")])
     biggest = header.tensors[sizes.index(max(sizes))]
+    quantization = _name(gguf.LlamaFileType, value("general.file_type")).removeprefix("MOSTLY_").removeprefix("ALL_")
     print(
         json.dumps(
             {
                 "architecture": architecture,
                 "name": _text(value("general.name")) or "",
                 "parameters": sum(tensor.elements for tensor in header.tensors),
-                "quantization": _file_type(value("general.file_type")) or _type_name(biggest.kind),
+                "quantization": quantization or _name(gguf.GGMLQuantizationType, biggest.kind),
                 "context_length": header.number(f"{architecture}.context_length"),
                 "embedding_length": header.number(f"{architecture}.embedding_length"),
                 "pooling": _POOLINGS.get(header.number(f"{architecture}.pooling_type"), "NONE"),
@@ -183,20 +181,10 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _type_name(kind: int) -> str:
-    import gguf
-
+def _name(kinds: type[IntEnum], number: Any) -> str:
+    """The name of a number; "" for an unknown one."""
     try:
-        return gguf.GGMLQuantizationType(kind).name
-    except ValueError:
-        return ""
-
-
-def _file_type(number: Any) -> str:
-    import gguf
-
-    try:
-        return gguf.LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        return kinds(number).name
     except ValueError:
         return ""
 

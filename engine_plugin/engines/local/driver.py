@@ -19,6 +19,7 @@ from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.engines.local.pool import ModelPool, ModelServer
 from engine_plugin.engines.local.server import socket_name
 from engine_plugin.engines.local.single_flight import SingleFlight
+from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
     EnginePluginError,
     ModelInUseError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.local.server import ServerOptions
+    from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest, StoredModel
@@ -73,6 +75,9 @@ class Driver(Engine, Generic[ServerT]):
     title: ClassVar[str]
     """The engine's name in messages."""
 
+    options_class: ClassVar[type[ServerOptions]]
+    """The engine's options in plugin.yaml."""
+
     software: LocalSoftware[Any]
     """The engine's software on this machine."""
 
@@ -82,8 +87,9 @@ class Driver(Engine, Generic[ServerT]):
     pool: ModelPool[ServerT]
     """The models in memory."""
 
-    def __init__(self, manifest: Manifest, options: ServerOptions) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
+        self._options = read_options(self.options_class, manifest)
         self.data = manifest.data_dir
         """The data directory."""
         self.records = ProcessRecords(self.data / "run")
@@ -103,10 +109,12 @@ class Driver(Engine, Generic[ServerT]):
         self._keeping: asyncio.Task[None] | None = None
         self._cleanup = ExitStack()
         self._lifecycle = asyncio.Lock()
-        self._transport = options.transport
-        self._overrides = options.models
         self._told: DigestCache[Capabilities] = DigestCache()
         """What running engines reported of models, which stays valid after an unload."""
+
+    @classmethod
+    def check_options(cls, manifest: Manifest) -> Sequence[Problem]:
+        return option_problems(cls.options_class, manifest)
 
     # The steps that a driver adds
 
@@ -323,24 +331,22 @@ class Driver(Engine, Generic[ServerT]):
             kind=model.kind,
             engine=self._told.peek(model.name, model.digest),
             file=told_by_file(model.kind, model.details),
-            overrides=self._overrides,
+            overrides=self._options.models,
         )
 
     def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         return self.store.pull(request)
 
     async def delete_model(self, name: str) -> None:
-        with suppress(ModelNotFoundError, ModelUnusableError):  # the store deletes what is no model, too
-            await self._let_go(await self.store.get(name))
-        await self.store.delete(name)
-
-    async def _let_go(self, model: StoredModel) -> None:
-        users = self.pool.users(model.name)
-        if users:
-            raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
-        if not model.bundled:  # the store refuses to delete those, so they may stay in memory
-            with suppress(ModelNotLoadedError):
+        with suppress(ModelNotFoundError, ModelUnusableError, ModelNotLoadedError):  # the store deletes any file
+            model = await self.store.get(name)
+            if users := self.pool.users(model.name):
+                raise ModelInUseError(
+                    f"model: {model.name} is answering {users} requests; delete it when they are done"
+                )
+            if not model.bundled:  # the store refuses to delete those, so they may stay in memory
                 await self.pool.unload(model.name)
+        await self.store.delete(name)
 
     async def load_model(self, name: str) -> None:
         self._require_running()
@@ -353,21 +359,19 @@ class Driver(Engine, Generic[ServerT]):
         await self.pool.unload(model.name)
 
     async def running_models(self) -> Sequence[ModelInfo]:
-        memory = await self.memory()
-        return [self._running(server.model, memory) for server in self.pool.servers()]
+        sizes = await self.memory()
 
-    def _running(self, model: StoredModel, memory: Mapping[str, int]) -> ModelInfo:
-        loaded = Loaded(
-            memory=memory.get(model.name, 0),
-            idle=self.pool.idle(model.name),
-            context_length=self.loaded_context(model),
-        )
-        return replace(model, capabilities=self.capabilities(model), loaded=loaded)
+        def running(model: StoredModel) -> ModelInfo:
+            size, idle = sizes.get(model.name, 0), self.pool.idle(model.name)
+            loaded = Loaded(memory=size, idle=idle, context_length=self.loaded_context(model))
+            return replace(model, capabilities=self.capabilities(model), loaded=loaded)
 
+        return [running(server.model) for server in self.pool.servers()]
+
+    @abstractmethod
     async def memory(self) -> Mapping[str, int]:
         """The bytes that the models in memory take, by name, without those of an unknown size. Bounded to some
         seconds."""
-        return {}
 
     def loaded_context(self, model: StoredModel) -> int:  # noqa: ARG002  # for engines that know
         """The tokens of context that a model is loaded with, 0 when unknown."""
@@ -443,4 +447,5 @@ class Driver(Engine, Generic[ServerT]):
             )
 
     def _use_unix_sockets(self) -> bool:
-        return self._transport == "unix" or (self._transport == "auto" and sys.platform != "win32")
+        wanted = self._options.transport
+        return wanted == "unix" or (wanted == "auto" and sys.platform != "win32")

@@ -23,12 +23,10 @@ from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.requests import API, PATHS, STREAMED
 from engine_plugin.engines.openvino.server import SERVED, OpenVinoServer
 from engine_plugin.engines.openvino.software import OpenVinoSoftware
-from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import EnginePluginError, UnavailableError
 from engine_plugin.models.info import KIND_OF_SERVICE
 from engine_plugin.openai_api.bodies import slots_needed
 from engine_plugin.openai_api.pictures import require_format
-from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.services import SpeechServices
 from engine_plugin.system.files import in_thread
 from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.openvino.server import ModelState
-    from engine_plugin.errors import Problem
     from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
     from engine_plugin.messages import BidiMessage
@@ -62,25 +59,20 @@ class OpenVinoEngine(Driver[LoadedModel]):
     """`Engine` on OpenVINO. Start starts the server, which loads each model on its first use."""
 
     services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
+    options_class = OpenVinoOptions
+    _options: OpenVinoOptions
     title: ClassVar[str] = "OpenVINO"
 
     def __init__(self, manifest: Manifest) -> None:
-        options = read_options(OpenVinoOptions, manifest)
-        super().__init__(manifest, options)
-        self._options = options
+        super().__init__(manifest)
+        options = self._options
         self.software = OpenVinoSoftware(options, self.data, self._environ)
         self.store = model_store(self.data / "models", options.hub, self._environ)
         self.pool = ModelPool(
             options.max_loaded_models, options.drain_timeout, self._new_model, options.memory_limit * _MB
         )
         self.server: OpenVinoServer | None = None
-        self._decoder = Decoder(None, self._environ, options.audio)
         self._only_cpu = False
-
-    @staticmethod
-    def check_options(manifest: Manifest) -> Sequence[Problem]:
-        """The problems of the `engine:` section. Called by `engine-plugin lint`."""
-        return option_problems(OpenVinoOptions, manifest)
 
     # Life
 
@@ -105,7 +97,6 @@ class OpenVinoEngine(Driver[LoadedModel]):
     async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
         await in_thread(remove_stale, self.data / SERVED)
         self._only_cpu = devices is not None and all(device["name"] == "CPU" for device in devices)
-        self._decoder = Decoder(backend.site, self._environ, self._options.audio)
         self.server = self._new_server(backend, mode, self.sockets)
         await self.server.ensure_ready()
 
@@ -113,7 +104,6 @@ class OpenVinoEngine(Driver[LoadedModel]):
         before, backend = self.server, self.backend
         if before is None or backend is None:
             return  # a stop came first
-        self._decoder = Decoder(backend.site, self._environ, self._options.audio)
         self.server = server = self._new_server(backend, self._mode, self.sockets)
         await self.pool.drain()  # models load into the new server from now on
         await before.close()
@@ -149,9 +139,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
         return await server.condition([one.model.name for one in self.pool.all_servers() if one.loaded])
 
     async def revive(self) -> Sequence[StoredModel]:
-        server = self.server
-        if server is None:
-            raise UnavailableError("the engine is being stopped")
+        server = self._require_server()
         await server.ensure_ready()
         states = await self._states(server)
         if states is None:
@@ -192,7 +180,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in STREAMED:
             raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="OpenVINO")
-        streams = service != "text-to-image" or (self.server is not None and self.server.is_ours)
+        streams = service != "text-to-image" or self._require_server().is_ours
         async with self._exchange(service, request, stream=streams) as response:
             if streams:
                 yield stream_events(response, complaint_error, longest=ANSWER_LIMIT)
@@ -218,7 +206,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
 
     @property
     def _speech(self) -> SpeechServices:
-        return SpeechServices(API, self._decoder, self.data / "output", self._options.live)
+        return SpeechServices(API, self._require_server().decoder, self.data / "output", self._options.live)
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
@@ -241,12 +229,17 @@ class OpenVinoEngine(Driver[LoadedModel]):
 
     def _new_model(self, model: StoredModel) -> LoadedModel:
         """A model for the pool. Raises UnavailableError when the engine does not run."""
+        server = self._require_server()
+        if server.is_ours:
+            self._require_memory(model, _PROCESS, model.size if self._only_cpu or self._mode == "cpu" else 0)
+        return self._loaded_model(model, server)
+
+    def _require_server(self) -> OpenVinoServer:
+        """The server. Raises UnavailableError when the engine does not run."""
         self._require_running()
         if self.server is None:
             raise UnavailableError("the engine is being stopped")
-        if self.server.is_ours:
-            self._require_memory(model, _PROCESS, model.size if self._only_cpu or self._mode == "cpu" else 0)
-        return self._loaded_model(model, self.server)
+        return self.server
 
     def _loaded_model(self, model: StoredModel, server: OpenVinoServer) -> LoadedModel:
         many, queue = self._options.parallel, self._options.max_queue

@@ -26,6 +26,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.process import python
 from engine_plugin.process.engine_process import Command
+from engine_plugin.speech.decoder import Decoder
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class OpenVinoServer(ServerProcess):
         """Seconds that the load of one model may take."""
         self.served = ServedFolder(data / SERVED / secrets.token_hex(8), with_graphs=not is_ours)
         """The folder that the server reads, with its config.json."""
+        self.decoder = Decoder(backend.site, environ, options.audio)
+        """What decodes the audio of requests, with the packages that go with this software."""
         self._backend = backend
         self._options = options
         self._cache = str(data / "cache")

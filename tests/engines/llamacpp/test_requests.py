@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 
 from engine_plugin.engines.llamacpp import requests
-from engine_plugin.engines.llamacpp.requests import upstream_body
+from engine_plugin.engines.llamacpp.requests import upstream_request
 from engine_plugin.engines.llamacpp.server import complaint_error
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
+from engine_plugin.openai_api.bodies import request_json
 from engine_plugin.transport.answers import Complaint
 
 
 def body(service: str, request: dict[str, Any], *, stream: bool = False) -> dict[str, Any]:
-    shape: dict[str, Any] = json.loads(upstream_body(service, request, stream=stream))
+    shape: dict[str, Any] = json.loads(sent(service, request, stream=stream))
     return shape
+
+
+def sent(service: str, request: dict[str, Any], *, stream: bool = False) -> bytes:
+    return request_json(upstream_request(service, request, stream=stream))
 
 
 def tool(name: str) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def test_texts_are_always_streamed(service: str) -> None:
 )
 def test_fields_that_llama_cpp_ignores_are_rejected(service: str, request_: dict[str, Any], begin: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{begin}"):
-        upstream_body(service, request_, stream=False)
+        sent(service, request_)
 
 
 @pytest.mark.promise("S2")
@@ -60,7 +65,7 @@ def test_fields_that_llama_cpp_ignores_are_rejected(service: str, request_: dict
 def test_invalid_token_id_is_rejected_with_its_place(service: str, field: str, token: int) -> None:
     for items, place in (([7, token], "[1]"), (["a", [7, 8, token]], "[1][2]")):
         with pytest.raises(InvalidRequestError, match=rf"^{field}{re.escape(place)}: {token} is not a token"):
-            upstream_body(service, {field: items}, stream=False)
+            sent(service, {field: items})
     assert body(service, {field: [[0, 2**31 - 1]]})[field] == [[0, 2**31 - 1]]
 
 
@@ -114,7 +119,7 @@ def test_request_nested_too_deeply_is_rejected() -> None:
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(InvalidRequestError, match=r"^request_data: is nested too deeply$"):
-        upstream_body("chat", {"x": deep}, stream=False)
+        sent("chat", {"x": deep})
     while deep:  # unnested step by step, because the interpreter would recurse
         deep = deep.pop()
 
