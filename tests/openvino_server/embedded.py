@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import psutil
 
-from engine_plugin.engines.openvino.entries import entry_of
-from engine_plugin.engines.openvino.options import OpenVinoOptions
+from engine_plugin.engines.openvino.options import OpenVinoOptions, entry_of
 from engine_plugin.models.info import bundled_samples
 from engine_plugin.process import python
 from tests.patience import LIMIT

@@ -6,11 +6,10 @@ import asyncio
 import json
 import logging
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.engines.llamacpp import command
 from engine_plugin.engines.llamacpp.abandoned_work import AbandonedWorkDetector
 from engine_plugin.engines.llamacpp.options import served_context
 from engine_plugin.engines.llamacpp.properties import parse_properties
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from engine_plugin.templates.jinja import Templates
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["PATHS", "LlamaCppServer", "complaint_error"]
+__all__ = ["PATHS", "LlamaCppServer", "ServerSettings", "complaint_error", "server_command"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +53,9 @@ PATHS = {
     "embed": "/v1/embeddings",
     "rerank": "/v1/rerank",
 }
+
+# Variables by which llama.cpp's server would override the settings.
+_FOREIGN_VARIABLES = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_LOG_", "AIP_MODE", "AIP_HTTP_PORT")
 
 _PROBES: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("generate", {"prompt": "a", "max_tokens": 1, "cache_prompt": False}),
@@ -68,11 +70,32 @@ _TOO_LARGE = "is too large to process"
 _CONTEXT_LENGTH = "engine.context_length in plugin.yaml sets the limit, up to the context length of the model"
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The settings of one model's server. The runner gets them as JSON by stdin, to keep the key out of argv and the
+    environment. `host` is a socket path ending in .sock, or a loopback address with `port`
+    (0: any). `pooling` is NONE, MEAN, CLS, LAST, RANK (for a reranker), or "" for the default of the model.
+    """
+
+    model: str
+    alias: str
+    kind: str
+    pooling: str
+    host: str
+    port: int
+    key: str
+    context_length: int
+    parallel: int
+    threads: int
+    gpu_layers: int
+
+
 class LlamaCppServer(ServerProcess):
     """A llama.cpp process that serves one model. Owned by the pool; closed once, then discarded."""
 
     health_path = "/health"
     error_marks = (" E ", "E cannot", "error", "Error")
+    _options: LlamaCppOptions
 
     def __init__(
         self,
@@ -91,24 +114,14 @@ class LlamaCppServer(ServerProcess):
         `on_capabilities` gets the capabilities that the server reports for its model, after each start.
         """
         self.model = model
-        self._backend = backend
-        self._options = options
-        self._environ = environ
         self._gpu_layers = gpu_layers
         self._on_capabilities = on_capabilities
         self._templates: Templates | None = None
         self._renderer: Renderer | None = None
         self._abandoned = AbandonedWorkDetector()
         self.admission = Admission(options.parallel, options.max_queue)
-        super().__init__(
-            f"llama.cpp for {model.name}",
-            options,
-            records,
-            folder,
-            is_ours=backend.kind == "xllamacpp",
-            serves=model.name,
-            needs=model.size,
-        )
+        name = f"llama.cpp for {model.name}"
+        super().__init__(name, backend, options, records, environ, folder, serves=model.name, needs=model.size)
 
     async def ensure_ready(self) -> None:
         """Start the server, sharing a start that is under way.
@@ -159,7 +172,7 @@ class LlamaCppServer(ServerProcess):
     def launch(self) -> Command:
         options, details = self._options, self.model.details.extra
         pooling = str(details.get("pooling") or "NONE")
-        settings = command.ServerSettings(
+        settings = ServerSettings(
             model=str(self.model.path),
             alias=self.model.name,
             kind=self.model.kind,
@@ -172,10 +185,10 @@ class LlamaCppServer(ServerProcess):
             threads=options.threads,
             gpu_layers=self._gpu_layers,
         )
-        env = command.server_environ(self._environ, self._backend)
+        env = server_environ(self._environ, self.backend)
         if self.is_ours:
             return Command(python.module_command(RUNNER, "serve"), env, json.dumps(asdict(settings)).encode() + b"\n")
-        return Command(command.server_command(self._backend, settings, self._write_key_file()), env)
+        return Command(server_command(self.backend, settings, self._write_key_file()), env)
 
     async def prove(self) -> None:
         """Send it a real request, because /health answers 200 before the first computation."""
@@ -219,7 +232,7 @@ class LlamaCppServer(ServerProcess):
             return  # unchanged since an earlier run
         before, self._renderer, self._templates = self._renderer, None, templates
         if templates is not None and templates.sources and self.model.kind == "chat":
-            environ = python.module_environ(self._environ, self._backend.site)
+            environ = python.module_environ(self._environ, self.backend.site)
             self._renderer = Renderer(templates, python.module_command(PROGRAM), environ, WITHIN)
         if before is not None:
             await before.aclose()
@@ -233,6 +246,33 @@ class LlamaCppServer(ServerProcess):
         except (EnginePluginError, TimeoutError) as error:
             log.debug("%s does not report its properties: %s", self.model.name, error)
             return b""
+
+
+def server_command(backend: Backend, settings: ServerSettings, key_file: Path) -> list[str]:
+    """argv of a llama-server behind the guard, which reads the key from `key_file`."""
+    argv = python.guarded([backend.executable])
+    argv += ["--model", settings.model, "--alias", settings.alias, "--api-key-file", str(key_file)]
+    argv += ["--host", settings.host, "--port", str(settings.port), "--no-webui", "--offline"]
+    argv += ["--ctx-size", str(settings.context_length), "--parallel", str(settings.parallel)]
+    argv += ["--kv-unified", "--threads-http", "64", "--cache-ram", "0", "--slots", "--jinja"]
+    argv += ["--no-prefill-assistant"]
+    if settings.threads:
+        argv += ["--threads", str(settings.threads)]
+    if settings.gpu_layers >= 0:
+        argv += ["--n-gpu-layers", str(settings.gpu_layers)]
+    if settings.kind != "chat":
+        whole = str(settings.context_length)
+        argv += ["--embedding", "--batch-size", whole, "--ubatch-size", whole]
+        if settings.pooling:
+            argv += ["--pooling", settings.pooling.lower()]
+    return argv
+
+
+def server_environ(environ: Mapping[str, str], backend: Backend) -> dict[str, str]:
+    """The environment of the server: `environ` without the settings of llama.cpp."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(_FOREIGN_VARIABLES)}
+    kept["GGML_NO_BACKTRACE"] = "1"  # an abort must not fork a debugger
+    return python.module_environ(kept, backend.site)
 
 
 def complaint_error(complaint: Complaint) -> EnginePluginError:

@@ -26,8 +26,10 @@ from engine_plugin.transport.answers import ERROR_LIMIT
 from engine_plugin.transport.http1 import Http1Client
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from engine_plugin.install.software import Backend
     from engine_plugin.process.records import ProcessRecords
 
 __all__ = ["HEALTH_TIMEOUT", "ServerOptions", "ServerProcess", "socket_name"]
@@ -107,11 +109,12 @@ class ServerProcess(EngineProcess):
     def __init__(
         self,
         name: str,
+        backend: Backend,
         options: ServerOptions,
         records: ProcessRecords,
+        environ: Mapping[str, str],
         folder: Path | None,
         *,
-        is_ours: bool,
         serves: str = "",
         needs: int = 0,
     ) -> None:
@@ -120,16 +123,20 @@ class ServerProcess(EngineProcess):
         `folder` is a private directory for the socket; None: serve on a loopback port. One that `is_ours` stops when
         its stdin ends, and chooses a port by itself: it writes a line `{"address": "http://127.0.0.1:PORT"}`.
         """
+        self.backend = backend
+        """The software that it runs."""
+        self.is_ours = not backend.executable
+        """Whether it is a program of this project, on Python packages."""
+        self._options = options
+        self._environ = environ
         super().__init__(
             name,
             records.ticket(),
             _limits(options),
             error_marks=self.error_marks,
-            stop_by_stdin=is_ours,
+            stop_by_stdin=self.is_ours,
             needs=needs,
         )
-        self.is_ours = is_ours
-        """Whether it is a program of this project."""
         self.socket = None if folder is None else folder / socket_name()
         """The socket that it serves on; None: it serves on a loopback port."""
         self.ports: tuple[int, ...] = ()

@@ -97,7 +97,7 @@ class ManagedServer:
             if before is None:
                 return
             program, hold = await in_thread(self._software.acquire)
-            if self._process is None or program == before.program:
+            if self._process is None or program == before.backend:
                 hold.release()
                 return
             progress("restarting the server with the new version")
@@ -117,7 +117,7 @@ class ManagedServer:
         process = self._process
         if process is not None and process.version:
             return process.version
-        program = process.program if process is not None else await in_thread(self._software.find)
+        program = process.backend if process is not None else await in_thread(self._software.find)
         return program.version or str((await self._software.probe(program))["version"])
 
     async def init_env(self) -> None:
@@ -130,7 +130,7 @@ class ManagedServer:
     def config(self) -> EngineConfig:
         """The address and paths of the server."""
         process = self._process
-        executable = Path(process.program.executable if process else "ollama")
+        executable = Path(process.backend.executable if process else "ollama")
         return EngineConfig(
             host=process.address.removeprefix("http://") if process else "",
             scheme="http",
@@ -167,7 +167,7 @@ class ManagedServer:
     async def change_mode(self, mode: str) -> None:
         """Restart the server in another mode; `auto` keeps the present one."""
         if mode != "auto" and self._process is not None:
-            await self._restart(self._process.program, mode)
+            await self._restart(self._process.backend, mode)
 
     async def stop(self) -> None:
         """Stop the process and all its descendants."""
@@ -198,7 +198,7 @@ class ManagedServer:
         """
         async with self._replacing:
             old = self._process
-            if old is None or (old.program, old.mode) == (program, mode):  # stopped, or replaced already
+            if old is None or (old.backend, old.mode) == (program, mode):  # stopped, or replaced already
                 return
             loaded = await self._loaded_models(old)
             if not await comes_true(old.client().wait_idle(), within=self._options.drain_timeout):
@@ -212,7 +212,7 @@ class ManagedServer:
             except EnginePluginError:
                 await process.close()
                 if self._process is process:  # not stopped meanwhile
-                    self._process = self._new_process(old.program, old.mode)
+                    self._process = self._new_process(old.backend, old.mode)
                     await self._process.ensure_ready()
                 raise
             await self._reload(process, loaded)

@@ -49,6 +49,7 @@ class OllamaProcess(ServerProcess):
 
     health_path = _VERSION_PATH
     error_marks = ("level=ERROR", "Error: ", "panic: ")
+    _options: OllamaOptions
 
     def __init__(
         self,
@@ -60,22 +61,13 @@ class OllamaProcess(ServerProcess):
         mode: str = "auto",
     ) -> None:
         """The models are in <data_dir>/models. `mode` is auto, cpu or gpu. No I/O."""
-        super().__init__(
-            _LABEL,
-            options,
-            records,
-            None,
-            is_ours=False,
-        )
+        super().__init__(_LABEL, program, options, records, environ, None)
         self.version = ""
         """The version that the server reports, once it is ready."""
         self.computes_on: tuple[str, ...] = ()
         """The kinds of devices in its log, such as cpu or cuda; empty if it logs none."""
-        self.program = program
         self.mode = mode
-        self._options: OllamaOptions = options
         self._data = data_dir
-        self._environ = environ
         self._clients: tuple[Http1Client, OllamaClient] | None = None
         self._unfit: EnginePluginError | None = None
         """Why a server that runs cannot be used."""
@@ -122,7 +114,7 @@ class OllamaProcess(ServerProcess):
         self.clean_up()
 
     def launch(self) -> Command:
-        argv = python.guarded([self.program.executable, "serve"])
+        argv = python.guarded([self.backend.executable, "serve"])
         return Command(argv, self._environment(self.ports[0]))
 
     async def prove(self) -> None:
@@ -138,7 +130,7 @@ class OllamaProcess(ServerProcess):
         kinds = self.computes_on
         if is_older(self.version, self._options.minimum_version):
             return catalogue.SOFTWARE_TOO_OLD.error(
-                software=self.program.origin,
+                software=self.backend.origin,
                 found=self.version,
                 wanted=self._options.minimum_version,
                 upgrade="Call UpgradeEngine, or set engine.ollama to another one",
@@ -147,7 +139,7 @@ class OllamaProcess(ServerProcess):
             return catalogue.DEVICE_MISSING.error(
                 where="mode",
                 asked="gpu",
-                software=self.program.origin,
+                software=self.backend.origin,
                 device="GPU",
                 devices="cpu",
                 way="Start in mode auto or cpu, or install the driver and a release for the GPU (engine.accelerator)",

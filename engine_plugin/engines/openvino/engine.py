@@ -15,13 +15,11 @@ from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
-from engine_plugin.engines.openvino.entries import devices_asked
 from engine_plugin.engines.openvino.graphs import remove_stale
-from engine_plugin.engines.openvino.loaded_models import LoadedModel
 from engine_plugin.engines.openvino.models import model_store
-from engine_plugin.engines.openvino.options import OpenVinoOptions
+from engine_plugin.engines.openvino.options import OpenVinoOptions, devices_asked
 from engine_plugin.engines.openvino.requests import API, PATHS, STREAMED
-from engine_plugin.engines.openvino.server import SERVED, OpenVinoServer
+from engine_plugin.engines.openvino.server import SERVED, LoadedModel, OpenVinoServer
 from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.errors import EnginePluginError, UnavailableError
 from engine_plugin.models.info import KIND_OF_SERVICE

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from filelock import BaseFileLock
 
-    from engine_plugin.engines.openvino.entries import ModelEntry
+    from engine_plugin.engines.openvino.options import ModelEntry
     from engine_plugin.engines.options import Table
 
 __all__ = ["ServedFolder", "graph_text", "lock_of", "remove_stale", "write_graphs"]

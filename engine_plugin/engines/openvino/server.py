@@ -9,13 +9,15 @@ import asyncio
 import json
 import logging
 import secrets
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin.engines.local.driver import Condition
 from engine_plugin.engines.local.server import ServerProcess
+from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.openvino.client import ServerClient
-from engine_plugin.engines.openvino.entries import device_of, entry_of
 from engine_plugin.engines.openvino.graphs import ServedFolder
+from engine_plugin.engines.openvino.options import device_of, entry_of
 from engine_plugin.engines.openvino.software import SERVER_MODULE, server_environ
 from engine_plugin.errors import (
     BadGatewayError,
@@ -30,16 +32,17 @@ from engine_plugin.speech.decoder import Decoder
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from engine_plugin.engines.openvino.entries import ModelEntry
-    from engine_plugin.engines.openvino.options import OpenVinoOptions
+    from engine_plugin.engines.local.admission import Admission
+    from engine_plugin.engines.openvino.options import ModelEntry, OpenVinoOptions
     from engine_plugin.install.software import Backend
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.records import ProcessRecords
+    from engine_plugin.process.run import ProcessRun
 
-__all__ = ["SERVED", "ModelState", "OpenVinoServer"]
+__all__ = ["SERVED", "LoadedModel", "ModelState", "OpenVinoServer"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ _MB = 1024 * 1024
 _CONFIG_LIMIT = 16 * 1024 * 1024
 _POLL_FIRST, _POLL_LAST = 0.01, 0.25
 _LEAVE_TIMEOUT = 30.0
+_UNLOADED = "the model was unloaded during this request"
 _PASSED_ON = (
     "threads",
     "max_queue",
@@ -84,6 +88,7 @@ class OpenVinoServer(ServerProcess):
     health_path = "/v2/health/live"
     error_marks = ("E ", "[error]", "Error")
     ports_needed = 2
+    _options: OpenVinoOptions
 
     def __init__(
         self,
@@ -100,18 +105,15 @@ class OpenVinoServer(ServerProcess):
         """`data` is the data directory. `sockets` is a private directory for a unix socket, which the embedded server
         listens on; None: a port. `mode` is StartEngine's; `only_cpu`: OpenVINO has found no other device.
         """
-        is_ours = backend.kind == "embedded"
-        super().__init__("the OpenVINO server", options, records, sockets if is_ours else None, is_ours=is_ours)
+        folder = sockets if backend.kind == "embedded" else None
+        super().__init__("the OpenVINO server", backend, options, records, environ, folder)
         self.load_limit = options.start_limit
         """Seconds that the load of one model may take."""
-        self.served = ServedFolder(data / SERVED / secrets.token_hex(8), with_graphs=not is_ours)
+        self.served = ServedFolder(data / SERVED / secrets.token_hex(8), with_graphs=not self.is_ours)
         """The folder that the server reads, with its config.json."""
         self.decoder = Decoder(backend.site, environ, options.audio)
         """What decodes the audio of requests, with the packages that go with this software."""
-        self._backend = backend
-        self._options = options
         self._cache = str(data / "cache")
-        self._environ = environ
         self._mode = mode
         self._only_cpu = only_cpu
         self._entries: dict[str, ModelEntry] = {}
@@ -142,7 +144,7 @@ class OpenVinoServer(ServerProcess):
         caches = options.cache_dir or not (self._mode == "cpu" or self._only_cpu)
         cache = (options.cache_dir or self._cache) if caches else ""
         if not self.is_ours:
-            return Command(self._ovms_command(config, cache), server_environ(self._backend, self._environ))
+            return Command(self._ovms_command(config, cache), server_environ(self.backend, self._environ))
         settings = {  # docs/openvino-server.md defines them
             "host": str(self.socket or "127.0.0.1"),
             "port": 0,
@@ -154,12 +156,12 @@ class OpenVinoServer(ServerProcess):
             **{name: getattr(options, name) for name in _PASSED_ON},
         }
         argv = python.module_command(SERVER_MODULE, "serve")
-        env = python.module_environ(self._environ, self._backend.site)
+        env = python.module_environ(self._environ, self.backend.site)
         return Command(argv, env, json.dumps(settings).encode() + b"\n")  # the key is in neither argv nor env
 
     def _ovms_command(self, config: str, cache: str) -> list[str]:
         """argv of an ovms behind the guard. It reads the key from a file; nothing calls its gRPC port."""
-        argv = python.guarded([self._backend.executable])
+        argv = python.guarded([self.backend.executable])
         argv += ["--rest_port", str(self.ports[0]), "--rest_bind_address", "127.0.0.1"]
         argv += ["--port", str(self.ports[1]), "--grpc_bind_address", "127.0.0.1"]
         # 0: read the configuration on request only, not periodically.
@@ -289,3 +291,96 @@ def _state(shape: Mapping[str, Any]) -> ModelState:
         memory = int(shape.get("memory") or 0)
         return ModelState(state, "" if message == "OK" else message, failed=state == "END", memory=memory)
     return ModelState(state, message or code, failed=True, unusable=code == _PRECONDITION)
+
+
+class LoadedModel:
+    """One model in a server's memory, or being loaded. Owned by the pool; closed once, then discarded."""
+
+    def __init__(self, model: StoredModel, entry: ModelEntry, server: OpenVinoServer, admission: Admission) -> None:
+        self.model = model
+        self.admission = admission
+        self._entry = entry
+        self._server = server
+        self._work: SingleFlight[None] = SingleFlight(f"loading {model.name}")
+        self._loaded = False
+        self._closed = False
+        self._run: ProcessRun | None = None
+        """The run of the server in which the model became available."""
+        self._clients: set[ServerClient] = set()
+
+    async def ensure_ready(self) -> None:
+        """Load the model, or join a load that is under way; after a restart of the server, wait for the model.
+
+        Raises ModelUnusableError or EngineStartError with the server's reason.
+        """
+        if not self.ready:
+            await self._work.run(self._load)
+
+    async def _load(self) -> None:
+        try:
+            await self._server.ensure_ready()
+            run = self._server.latest_run
+            await self._server.add(self._entry)
+        except BaseException:
+            self._loaded = False
+            self._server.forget(self.model.name)
+            if self._server.ready:  # it may still be loading the model, or list it as failed
+                await self._server.remove(self.model.name)
+            raise
+        self._run, self._loaded = run, True
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it was loaded; also true while its server is being restarted."""
+        return self._loaded
+
+    def doubt(self) -> None:
+        """Have the next request, or load, check whether the server still has the model."""
+        self._run = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model has been available in this run of the server."""
+        return self._loaded and self._run is self._server.latest_run and self._server.ready
+
+    @property
+    def dead(self) -> bool:
+        """Whether it is not in memory, and is loaded only by the next request."""
+        return not self._work.running and (not self._loaded or self._server.dead)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether its server served and died, and has not served for a stable time since."""
+        return self._server.crashed
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[ServerClient]:
+        """A client for one request, which fails with UnavailableError when the model leaves memory.
+
+        After an error of the server the next request checks the model again.
+        """
+        if self._closed:
+            raise UnavailableError(_UNLOADED)
+        client = self._server.client()
+        self._clients.add(client)
+        try:
+            yield client
+        except (BadGatewayError, UnavailableError):
+            self.doubt()
+            raise
+        finally:
+            self._clients.discard(client)
+
+    async def close(self) -> None:
+        """Unload the model; running requests are cancelled."""
+        self._closed = True
+        self.admission.close()
+        for client in self._clients:
+            client.end(_UNLOADED)
+        await self._work.cancel()
+        await self._server.remove(self.model.name)
+        self._loaded = False
+
+    def clean_up(self) -> None:
+        """Keep the model out of the server's next run."""
+        self._server.forget(self.model.name)

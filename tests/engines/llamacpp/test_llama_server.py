@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.llamacpp.command import ServerSettings, server_command
+from engine_plugin.engines.llamacpp.server import ServerSettings, server_command
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError, UnavailableError
 from engine_plugin.install.software import Backend
 

@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 import pytest
 import yaml
 
-from engine_plugin.engines.openvino.entries import device_of, devices_asked, entry_of
 from engine_plugin.engines.openvino.graphs import graph_text
-from engine_plugin.engines.openvino.options import OpenVinoOptions
+from engine_plugin.engines.openvino.options import OpenVinoOptions, device_of, devices_asked, entry_of
 from engine_plugin.engines.options import read_options
 from engine_plugin.errors import ManifestError
 from engine_plugin.manifest import load_manifest
