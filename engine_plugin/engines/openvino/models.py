@@ -178,36 +178,56 @@ def _read_graph(path: Path) -> _Graph:
     return graph
 
 
-@dataclass(frozen=True, slots=True)
 class _Files:
-    """The content of a model's folder, as far as it was read."""
+    """The content of a model's folder, as far as it is read. PullError names a file that cannot be read."""
 
-    name: str
-    paths: set[str]
-    config: dict[str, Any]
-    index: dict[str, Any]
-    """model_index.json, of image models."""
-    openvino: dict[str, Any]
-    """openvino_config.json, in which optimum records the conversion."""
-    graphs: dict[str, _Graph]
-    template: str
-
-    @property
-    def model_type(self) -> str:
-        """`model_type` of the config, the model's family."""
-        return _text(self.config.get("model_type"))
-
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        """`architectures` of the config, the names of the classes."""
-        found = self.config.get("architectures")
-        return tuple(_text(name) for name in found) if isinstance(found, list) else ()
+    def __init__(self, path: Path, paths: set[str]) -> None:
+        self.path = path
+        self.paths = paths
+        for name in sorted(paths):
+            _refuse_pointer(path, name)
+            if name.endswith("config.json"):  # also those that only the engine reads
+                self._json(name)
+        graphs = {name: _checked_graph(path, name) for name in sorted(paths) if name.endswith(".xml")}
+        self.graphs = {name: graph for name, graph in graphs.items() if "tokenizer" not in name.rpartition("/")[2]}
+        self.config = self._json("config.json")
+        self.index = self._json("model_index.json")
+        """Of image models."""
+        self.openvino = self._json("openvino_config.json")
+        """In which optimum records the conversion."""
+        self.template = self._template()
+        self.model_type = _text(self.config.get("model_type"))
+        """The model's family."""
+        names = self.config.get("architectures")
+        self.architectures = tuple(map(_text, names)) if isinstance(names, list) else ()
+        """The names of the classes."""
 
     @property
     def outputs(self) -> set[str]:
         """The outputs of openvino_model.xml."""
         graph = self.graphs.get("openvino_model.xml")
         return graph.outputs if graph else set()
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """A JSON object; {} for a file that is not there or has something else."""
+        try:
+            found = load_json(self.path / name) if name in self.paths else {}
+        except JsonError as error:
+            raise PullError(f"{self.path.name}: {name} cannot be read: it {error}.") from None
+        return found if isinstance(found, dict) else {}
+
+    def _template(self) -> str:
+        written = sorted(name for name in self.paths if name.startswith(_MORE_TEMPLATES) and name.endswith(".jinja"))
+        template = ""
+        if _TEMPLATE in self.paths:
+            written.append(_TEMPLATE)
+        else:
+            told = (self._json(name).get("chat_template") for name in ("chat_template.json", "tokenizer_config.json"))
+            template = str(next(filter(None, told), ""))
+        for name in written:
+            with (self.path / name).open(encoding="utf-8", errors="replace") as file:
+                template += file.read(_LARGEST_TEMPLATE)
+        return template
 
 
 def inspect_folder(path: Path) -> Inspection:
@@ -220,7 +240,7 @@ def inspect_folder(path: Path) -> Inspection:
         missing = _missing(paths)
         if missing:
             raise PullError(f"{path.name}: {missing}{_other_format(paths)}: {_CONVERT}.")
-        files = _read(path, paths)
+        files = _Files(path, paths)
     except FileNotFoundError as error:
         raise PullError(f"{path.name}: {error.filename} was removed while it was read.") from error
     if not files.config and not files.index:
@@ -244,40 +264,6 @@ def inspect_folder(path: Path) -> Inspection:
         extra=_extra(files, kind, parameters),
     )
     return Inspection(kind, details)
-
-
-def _read(path: Path, paths: set[str]) -> _Files:
-    def json_of(name: str) -> dict[str, Any]:
-        try:
-            found = load_json(path / name) if name in paths else {}
-        except JsonError as error:
-            raise PullError(f"{path.name}: {name} cannot be read: it {error}.") from None
-        return found if isinstance(found, dict) else {}
-
-    for name in sorted(paths):
-        _refuse_pointer(path, name)
-        if name.endswith("config.json"):  # also those that only the engine reads
-            json_of(name)
-    graphs = {name: _checked_graph(path, name) for name in sorted(paths) if name.endswith(".xml")}
-    written = sorted(name for name in paths if name.startswith(_MORE_TEMPLATES) and name.endswith(".jinja"))
-    template = ""
-    if _TEMPLATE in paths:
-        written.append(_TEMPLATE)
-    else:
-        told = (json_of(name).get("chat_template") for name in ("chat_template.json", "tokenizer_config.json"))
-        template = str(next(filter(None, told), ""))
-    for name in written:
-        with (path / name).open(encoding="utf-8", errors="replace") as file:
-            template += file.read(_LARGEST_TEMPLATE)
-    return _Files(
-        name=path.name,
-        paths=paths,
-        config=json_of("config.json"),
-        index=json_of("model_index.json"),
-        openvino=json_of("openvino_config.json"),
-        graphs={name: graph for name, graph in graphs.items() if "tokenizer" not in name.rpartition("/")[2]},
-        template=template,
-    )
 
 
 def _refuse_pointer(folder: Path, name: str) -> None:
@@ -341,7 +327,7 @@ def _is_reranker(files: _Files) -> bool:
     """Whether it is a classifier with one class, or a model that answers yes or no, which only its name shows."""
     if any(name.endswith("ForSequenceClassification") for name in files.architectures):
         return True
-    return "rerank" in files.name.lower() and "openvino_model.xml" in files.paths
+    return "rerank" in files.path.name.lower() and "openvino_model.xml" in files.paths
 
 
 def _is_embedder(files: _Files) -> bool:
