@@ -6,17 +6,20 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import psutil
 
+from engine_plugin.host.link import Link
 from engine_plugin.templates.renderer import PROGRAM
 from tests.patience import patience
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
     from engine_plugin.engines.llamacpp.server import LlamaCppServer
@@ -88,6 +91,12 @@ class RunningPlugin:
     def processes(self) -> list[psutil.Process]:
         """The engine's processes."""
         return processes_of(self.mark, ENGINE_MARK)
+
+    @asynccontextmanager
+    async def link(self) -> AsyncIterator[Link]:
+        """A connection to the plugin for single messages, which may be invalid."""
+        async with grpc.aio.insecure_channel(self.address, [("grpc.max_send_message_length", -1)]) as channel:
+            yield Link("llamacpp", self.address, channel, None)
 
     def servers(self) -> list[psutil.Process]:
         """The processes that serve a model, without those that render chat templates."""

@@ -40,7 +40,8 @@ GARBAGE = [b"", b"\xff\xfe\x00", b"[]", b"null", b"{", b'{"model":5}', b'{"a":Na
 
 async def code_of(running: RunningPlugin, rpc: str, message: Any) -> tuple[int, str]:
     """The code and the message of a unary answer."""
-    response = await running.client._link.attempt(running.client._link.open(rpc, message, timeout=LIMIT))
+    async with running.link() as link:
+        response = await link.attempt(link.open(rpc, message, timeout=LIMIT))
     return response.code, response.message
 
 
@@ -56,7 +57,8 @@ async def test_invalid_service_request_is_rejected(shared: RunningPlugin, data: 
         code, message = await code_of(shared, "InvokeService", request)
         assert code == 400
         assert message.startswith(("request_data: ", "messages: ", "prompt: ", "input: ", "query: ", "model: "))
-        parts = [part async for part in shared.client._link.open("InvokeServiceStream", request, timeout=LIMIT)]
+        async with shared.link() as link:
+            parts = [part async for part in link.open("InvokeServiceStream", request, timeout=LIMIT)]
         assert len(parts) == 1
         assert parts[0].is_final
         assert parts[0].code in ((400, 501) if service in ("embed", "rerank") else (400,))

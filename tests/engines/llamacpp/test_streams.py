@@ -27,8 +27,8 @@ STEADY: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
 async def messages(running: RunningPlugin, service: str, request: bytes) -> list[pb.InvokeServiceStreamResponse]:
     """The messages of a streamed answer on the wire."""
     wanted = pb.InvokeServiceRequest(service_name=service, request_data=request)
-    call = running.client._link.open("InvokeServiceStream", wanted, timeout=LIMIT)
-    return [message async for message in call]
+    async with running.link() as link:
+        return [message async for message in link.open("InvokeServiceStream", wanted, timeout=LIMIT)]
 
 
 def contents(chunk: bytes) -> int:
