@@ -160,7 +160,7 @@ class Driver(Engine, Generic[ServerT]):
         loaded: dict[str, None] = {}  # in order
 
         async def adopt() -> None:
-            loaded.update(dict.fromkeys(server.model.name for server in self.pool.servers()))
+            loaded.update(dict.fromkeys(self.loaded()))
             await self._adopt(list(loaded), progress)
 
         return InstallHooks(self._trial, adopt)
@@ -276,12 +276,18 @@ class Driver(Engine, Generic[ServerT]):
                 raise failure
 
     async def _change_mode(self, mode: str) -> None:
-        """Move the engine to another device that `mode` names; auto keeps the present one."""
+        """Move the engine and its loaded models to another device that `mode` names; auto keeps the present one."""
         if mode in ("auto", self._mode) or self.backend is None:
             return
         self.require_device(mode, (await self.software.probe(self.backend))["devices"], self.backend)
+        loaded = self.loaded()
         self._mode = mode
         await self.renew()
+        await self._load_again(loaded)
+
+    def loaded(self) -> list[str]:
+        """The names of the models in memory."""
+        return [server.model.name for server in self.pool.servers()]
 
     async def stop(self) -> None:
         await self.starting.cancel()

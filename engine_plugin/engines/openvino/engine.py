@@ -13,12 +13,11 @@ from engine_plugin.engines.base import not_bidirectional
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
-from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.engines.openvino.graphs import remove_stale
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions, devices_asked
-from engine_plugin.engines.openvino.requests import API, PATHS, STREAMED
+from engine_plugin.engines.openvino.requests import API, PATHS, STREAMED, completed_event, upstream_body
 from engine_plugin.engines.openvino.server import SERVED, LoadedModel, OpenVinoServer
 from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.errors import EnginePluginError, UnavailableError
@@ -112,13 +111,6 @@ class OpenVinoEngine(Driver[LoadedModel]):
         if server is not None:
             await server.close()
 
-    async def _change_mode(self, mode: str) -> None:
-        loaded = [one.model.name for one in self.pool.servers()]
-        before = self._mode
-        await super()._change_mode(mode)
-        if self._mode != before:
-            await self._load_again(loaded)
-
     async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(backend, "cpu", folder)
         try:
@@ -191,7 +183,6 @@ class OpenVinoEngine(Driver[LoadedModel]):
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
-        self._require_running()
 
         @asynccontextmanager
         async def use(name: str) -> AsyncIterator[tuple[ServerClient, str]]:
@@ -211,7 +202,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
         """The server's answer to a request, with the model held in memory and its turns taken for the block."""
         async with self._client_for(service, request) as client:
             largest = self._options.image.get("max_resolution", "")
-            body = requests.upstream_body(service, request, largest, stream=stream)
+            body = upstream_body(service, request, largest, stream=stream)
             async with client.post_json(PATHS[service], body) as response:
                 yield response
 
@@ -259,7 +250,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
 
 async def _at_its_end(response: HttpResponse, request: dict[str, Any]) -> AsyncIterator[bytes]:
     """A stream of one event, for a server that does not report the progress of a picture."""
-    yield requests.completed_event(await _answer(response, request))
+    yield completed_event(await _answer(response, request))
 
 
 async def _answer(response: HttpResponse, request: dict[str, Any]) -> bytes:

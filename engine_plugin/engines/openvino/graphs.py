@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.options import ModelEntry
     from engine_plugin.engines.options import Table
 
-__all__ = ["ServedFolder", "graph_text", "lock_of", "remove_stale", "write_graphs"]
+__all__ = ["ServedFolder", "graph_text", "lock_of", "remove_stale"]
 
 _GRAPH = "graph.pbtxt"
 _NO_LOCK = (OSError, NotImplementedError)
@@ -116,8 +116,14 @@ class ServedFolder:
         if not self._with_graphs:
             write_json(self.config, {"models": list(entries.values())}, self.folder)
             return
-        used = {self._places[name]: entry for name, entry in entries.items()}
-        write_graphs(self.folder, used)
+        listed = []
+        for name, entry in entries.items():
+            place = self.folder / self._places[name]
+            private_folder(place)
+            write_whole(place / _GRAPH, graph_text(entry).encode(), place)
+            listed.append({"name": name, "base_path": str(place), "graph_path": _GRAPH})
+        write_json(self.config, {"mediapipe_config_list": listed, "model_config_list": []}, self.folder)
+        used = {self._places[name] for name in entries}
         for place in self.folder.iterdir():
             if place.is_dir() and place.name not in used:
                 shutil.rmtree(place, ignore_errors=True)
@@ -154,20 +160,6 @@ def _unlock(lock: BaseFileLock) -> None:
     with suppress(OSError):
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
-
-
-def write_graphs(folder: Path, entries: Mapping[str, ModelEntry]) -> None:
-    """Write config.json in `folder`, and below it a directory with a graph for each entry, by the directory's name.
-
-    Blocks.
-    """
-    listed = []
-    for name, entry in entries.items():
-        place = folder / name
-        private_folder(place)
-        write_whole(place / _GRAPH, graph_text(entry).encode(), place)
-        listed.append({"name": entry["name"], "base_path": str(place), "graph_path": _GRAPH})
-    write_json(folder / "config.json", {"mediapipe_config_list": listed, "model_config_list": []}, folder)
 
 
 def graph_text(entry: ModelEntry) -> str:

@@ -302,7 +302,8 @@ class LoadedModel:
         self._entry = entry
         self._server = server
         self._work: SingleFlight[None] = SingleFlight(f"loading {model.name}")
-        self._loaded = False
+        self.loaded = False
+        """Whether it was loaded; also true while its server is being restarted."""
         self._closed = False
         self._run: ProcessRun | None = None
         """The run of the server in which the model became available."""
@@ -322,17 +323,12 @@ class LoadedModel:
             run = self._server.latest_run
             await self._server.add(self._entry)
         except BaseException:
-            self._loaded = False
+            self.loaded = False
             self._server.forget(self.model.name)
             if self._server.ready:  # it may still be loading the model, or list it as failed
                 await self._server.remove(self.model.name)
             raise
-        self._run, self._loaded = run, True
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it was loaded; also true while its server is being restarted."""
-        return self._loaded
+        self._run, self.loaded = run, True
 
     def doubt(self) -> None:
         """Have the next request, or load, check whether the server still has the model."""
@@ -341,12 +337,12 @@ class LoadedModel:
     @property
     def ready(self) -> bool:
         """Whether the model has been available in this run of the server."""
-        return self._loaded and self._run is self._server.latest_run and self._server.ready
+        return self.loaded and self._run is self._server.latest_run and self._server.ready
 
     @property
     def dead(self) -> bool:
         """Whether it is not in memory, and is loaded only by the next request."""
-        return not self._work.running and (not self._loaded or self._server.dead)
+        return not self._work.running and (not self.loaded or self._server.dead)
 
     @property
     def crashed(self) -> bool:
@@ -379,7 +375,7 @@ class LoadedModel:
             client.end(_UNLOADED)
         await self._work.cancel()
         await self._server.remove(self.model.name)
-        self._loaded = False
+        self.loaded = False
 
     def clean_up(self) -> None:
         """Keep the model out of the server's next run."""
