@@ -8,12 +8,12 @@ import os
 from collections import Counter
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.single_flight import SingleFlight
-from engine_plugin.engines.ollama import transcription
 from engine_plugin.engines.ollama.address import configured_address
 from engine_plugin.engines.ollama.attached import AttachedServer
 from engine_plugin.engines.ollama.client import OllamaClient, StoppedBeforeAnswerError
@@ -24,6 +24,7 @@ from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
 from engine_plugin.engines.ollama.references import References
+from engine_plugin.engines.ollama.transcription import transcribe
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
     AuthError,
@@ -38,14 +39,15 @@ from engine_plugin.errors import (
 from engine_plugin.process.environ import child_environ
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.speech.decoder import Decoder
+from engine_plugin.speech.services import SpeechServices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.address import ServerAddress
-    from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.messages import BidiMessage
@@ -76,7 +78,7 @@ class OllamaEngine(Engine):
         self._models = ServerModels(options, References(manifest.data_dir / "references.json"))
         self._managed = ManagedServer(options, self._models, manifest.data_dir, environ)
         self._pulls = Pulls(self._models)
-        self._decoder = Decoder(None, environ, options.audio)
+        self._speech = SpeechServices("/v1", Decoder(None, environ, options.audio), _NO_VOICES, options.live)
         self._users: Counter[str] = Counter()
         self._starting: SingleFlight[None] = SingleFlight("starting Ollama")
         self._installing: SingleFlight[str] = SingleFlight("installing Ollama")
@@ -267,10 +269,10 @@ class OllamaEngine(Engine):
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         while True:
             try:
-                async with self._client_for(service, request["model"]) as (client, facts):
+                async with self._exchange(service, request["model"]) as (exchange, model):
                     if service == "speech-to-text":
-                        return await transcription.transcribe(client, request, facts, self._decoder)
-                    return await Exchange(client, service, facts, self._options).call(request)
+                        return await transcribe(self._speech, exchange, model, request)
+                    return await exchange.call(request)
             except StoppedBeforeAnswerError:
                 if not self._managed.running:
                     raise
@@ -280,9 +282,8 @@ class OllamaEngine(Engine):
         while True:
             async with AsyncExitStack() as held:
                 try:
-                    client, facts = await held.enter_async_context(self._client_for(service, request["model"]))
-                    answer = Exchange(client, service, facts, self._options).stream(request)
-                    chunks = await held.enter_async_context(answer)
+                    exchange, _ = await held.enter_async_context(self._exchange(service, request["model"]))
+                    chunks = await held.enter_async_context(exchange.stream(request))
                 except StoppedBeforeAnswerError:  # the server was replaced while the request waited
                     if not self._managed.running:
                         raise
@@ -290,22 +291,16 @@ class OllamaEngine(Engine):
                 yield chunks
                 return
 
-    @asynccontextmanager
-    async def converse(
+    def converse(
         self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
-
-        use_model = partial(self._client_for, service)
-        async with transcription.converse(
-            use_model, default_model, messages, self._decoder, self._options.live
-        ) as answers:
-            yield answers
+        return self._speech.converse(partial(self._exchange, service), default_model, messages)
 
     @asynccontextmanager
-    async def _client_for(self, service: str, name: str) -> AsyncIterator[tuple[OllamaClient, ModelFacts]]:
-        """The client and the facts of the model `name`, which counts as in use meanwhile.
+    async def _exchange(self, service: str, name: str) -> AsyncIterator[tuple[Exchange, str]]:
+        """The exchange for a call, and the server's name of its model, which counts as in use meanwhile.
 
         Raises ModelNotFoundError, and InvalidRequestError for a model that does not support the service.
         """
@@ -319,7 +314,8 @@ class OllamaEngine(Engine):
             )
         self._users[model.name] += 1
         try:
-            yield client, self._models.facts(model, native=_is_native(self.manifest.service(service)))
+            facts = self._models.facts(model, native=_is_native(self.manifest.service(service)))
+            yield Exchange(client, service, facts), model.name
         except ModelNotFoundError:
             self._models.invalidate()  # deleted on the server
             raise
@@ -328,6 +324,7 @@ class OllamaEngine(Engine):
             self._users += Counter()  # drops the models without users
 
 
+_NO_VOICES = Path()
 _MANAGE = "set engine.server: manage in plugin.yaml for a managed server"
 _KIND_WORDS = {"completion": "chat", "embedding": "embed", "transcription": "chat that hears audio"}
 

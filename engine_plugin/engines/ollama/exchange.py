@@ -15,6 +15,7 @@ from engine_plugin.engines.ollama.events import ChoiceWriter, NativeWriter, usag
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.transport.answers import ANSWER_LIMIT, drained
 from engine_plugin.transport.ndjson import whole_lines
+from engine_plugin.transport.posting import PostingClient
 from engine_plugin.transport.sse import DONE
 
 if TYPE_CHECKING:
@@ -23,23 +24,22 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.models import ModelFacts
-    from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["Exchange"]
 
 
-class Exchange:
-    """One call of chat, generate or embed. Created by the engine with the facts of the model.
+class Exchange(PostingClient):
+    """One call of a service with a model. Created by the engine with the facts of the model.
 
-    Answers are Ollama's own JSON if `facts.native`, else OpenAI's.
+    Answers of chat, generate and embed are Ollama's own JSON if `facts.native`, else OpenAI's. `SpeechServices` posts
+    through it.
     """
 
-    def __init__(self, client: OllamaClient, service: str, facts: ModelFacts, options: OllamaOptions) -> None:
+    def __init__(self, client: OllamaClient, service: str, facts: ModelFacts) -> None:
         self._client = client
         self._service = service
         self._facts = facts
-        self._options = options
 
     async def call(self, request: dict[str, Any]) -> bytes:
         """The answer as one JSON object. Raises what the server's errors map to."""
@@ -67,8 +67,10 @@ class Exchange:
             yield blocks
 
     def _sent(self, request: dict[str, Any]) -> AbstractAsyncContextManager[HttpResponse]:
-        path, body = requests.upstream_request(self._service, request, self._facts, self._options)
-        return self._client.request("POST", path, body, model=self._facts.name)
+        return self.post_json(*requests.upstream_request(self._service, request, self._facts))
+
+    def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
+        return self._client.request("POST", path, body, content_type, model=self._facts.name)
 
     async def _events(
         self, first: HttpResponse, others: list[dict[str, Any]], request: dict[str, Any]

@@ -67,14 +67,15 @@ class ModelFacts:
 
     `name` is the server's name of the model. `features` are words of FEATURES. `options` are the `num_ctx` and
     `num_thread` to request; missing ones are left to the server, since a context larger than necessary costs memory.
-    A load and the calls after it must request the same values, or the server loads the model again. `native` says
-    that the host uses Ollama's own JSON.
+    A load and the calls after it must request the same values, or the server loads the model again. `keep_alive` is
+    the option of plugin.yaml. `native` says that the host uses Ollama's own JSON.
     """
 
     name: str
     features: frozenset[str]
     parameter_size: str
     options: Mapping[str, int]
+    keep_alive: str
     native: bool
 
 
@@ -176,6 +177,7 @@ class ServerModels:
             frozenset(model.capabilities.features),
             model.details.parameter_size,
             {name: value for name, value in options.items() if value},
+            self._options.keep_alive,
             native,
         )
 

@@ -18,7 +18,6 @@ from engine_plugin.services.base import check_stop, integer, optional
 
 if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
-    from engine_plugin.engines.ollama.options import OllamaOptions
 
 __all__ = ["STREAMED", "single_requests", "upstream_request"]
 
@@ -92,9 +91,7 @@ def _texts(request: dict[str, Any], field: str) -> list[str]:
     return texts
 
 
-def upstream_request(
-    service: str, request: dict[str, Any], facts: ModelFacts, options: OllamaOptions
-) -> tuple[str, bytes]:
+def upstream_request(service: str, request: dict[str, Any], facts: ModelFacts) -> tuple[str, bytes]:
     """The path and the JSON to send. Raises InvalidRequestError for unsupported fields.
 
     Chat and generate always stream: the server notices only in a stream that its caller has left.
@@ -111,7 +108,7 @@ def upstream_request(
         _think(body, request, facts)
     if settings := {**facts.options, **_ollama_options(request)}:
         body["options"] = settings
-    kept = keep_alive_value(body.get("keep_alive", options.keep_alive))
+    kept = keep_alive_value(body.get("keep_alive", facts.keep_alive))
     if kept != "":
         body["keep_alive"] = kept
     return f"/api/{service}", request_json(body)

@@ -10,7 +10,6 @@ import pytest_asyncio
 
 from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.engines.ollama.exchange import Exchange
-from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.transport.http1 import Http1Client
 from tests.engines.ollama.contract.handle import ContractServer
 
@@ -38,7 +37,6 @@ class ServiceClient:
     def __init__(self, address: tuple[str, int]) -> None:
         self.http = Http1Client(address)
         self.client = OllamaClient(self.http)
-        self.options = OllamaOptions()
 
     async def call(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
         """One unary answer."""
@@ -58,7 +56,7 @@ class ServiceClient:
             return b"".join([block async for block in blocks])
 
     def _exchange(self, service: str, request: dict[str, Any], facts: ModelFacts | None) -> Exchange:
-        return Exchange(self.client, service, facts or facts_of(request["model"]), self.options)
+        return Exchange(self.client, service, facts or facts_of(request["model"]))
 
 
 @pytest_asyncio.fixture

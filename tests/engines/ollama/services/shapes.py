@@ -12,10 +12,15 @@ __all__ = ["chat", "chat_line", "data_of", "facts_of", "joined", "line"]
 
 
 def facts_of(
-    name: str = "tiny-chat:latest", *features: str, native: bool = False, parameter_size: str = "", **options: int
+    name: str = "tiny-chat:latest",
+    *features: str,
+    native: bool = False,
+    parameter_size: str = "",
+    keep_alive: str = "",
+    **options: int,
 ) -> ModelFacts:
     """Facts of a model; without `features` its features are unknown. `options` are `num_ctx` and `num_thread`."""
-    return ModelFacts(name, frozenset(features), parameter_size, options, native)
+    return ModelFacts(name, frozenset(features), parameter_size, options, keep_alive, native)
 
 
 def chat(content: Any = "hello", model: str = "tiny-chat:latest", **more: Any) -> dict[str, Any]:

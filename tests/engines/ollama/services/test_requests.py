@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.requests import single_requests, upstream_request
 from engine_plugin.errors import InvalidRequestError
 
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
 
 
-def sent(service: str, request: dict[str, Any], facts: ModelFacts | None = None, **options: Any) -> dict[str, Any]:
+def sent(service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> dict[str, Any]:
     """The body for the server, without the fields that all have."""
-    path, data = upstream_request(service, request, facts or facts_of(), OllamaOptions(**options))
+    path, data = upstream_request(service, request, facts or facts_of())
     assert path == f"/api/{service}"
     body: dict[str, Any] = json.loads(data)
     assert body.pop("model") == (facts or facts_of()).name
@@ -103,7 +102,7 @@ def test_threads_become_num_thread() -> None:
 )
 @pytest.mark.parametrize("native", [False, True])
 def test_keep_alive(request_has: Any, options_have: str, wanted: Any, native: bool) -> None:
-    body = sent("chat", chat(keep_alive=request_has), facts_of(native=native), keep_alive=options_have)
+    body = sent("chat", chat(keep_alive=request_has), facts_of(native=native, keep_alive=options_have))
     assert body.get("keep_alive") == wanted
 
 
@@ -261,4 +260,4 @@ def test_deeply_nested_request_is_rejected() -> None:
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(InvalidRequestError, match="nested too deeply"):
-        upstream_request("chat", chat(tools=[nested]), facts_of(), OllamaOptions())
+        upstream_request("chat", chat(tools=[nested]), facts_of())

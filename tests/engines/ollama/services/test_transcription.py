@@ -6,15 +6,18 @@ import asyncio
 import base64
 import json
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.ollama import transcription
 from engine_plugin.engines.ollama.client import OllamaClient
+from engine_plugin.engines.ollama.exchange import Exchange
+from engine_plugin.engines.ollama.transcription import transcribe
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, UnsupportedError
 from engine_plugin.messages import BidiMessage
 from engine_plugin.speech.decoder import Decoder
+from engine_plugin.speech.services import SpeechServices
 from engine_plugin.transport.http1 import Http1Client
 from tests.patience import LIMIT
 from tests.speech.sounds import encoded, silence, speech, wav
@@ -33,12 +36,16 @@ SAMPLES = silence(1.6)
 RECORDING = base64.b64encode(wav(SAMPLES)).decode()
 AUDIO = facts_of("audio:latest", "completion", "audio")
 PATH = "/v1/audio/transcriptions"
-DECODER = Decoder(None, {})
+SPEECH = SpeechServices("/v1", Decoder(None, {}), Path())
+
+
+async def answer(client: OllamaClient, request: dict[str, Any], facts: ModelFacts) -> bytes:
+    return await transcribe(SPEECH, Exchange(client, "speech-to-text", facts), facts.name, request)
 
 
 async def transcribed(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
     request = {"model": "audio:latest", "audio": audio, **more}
-    shape: dict[str, Any] = json.loads(await transcription.transcribe(ask.client, request, AUDIO, DECODER))
+    shape: dict[str, Any] = json.loads(await answer(ask.client, request, AUDIO))
     return shape
 
 
@@ -71,7 +78,7 @@ async def test_unusable_recordings_are_rejected(ask: ServiceClient) -> None:
         await transcribed(ask, "!!!")
     request = {"model": "missing:latest", "audio": RECORDING}
     with pytest.raises(ModelNotFoundError):
-        await transcription.transcribe(ask.client, request, facts_of("missing:latest"), DECODER)
+        await answer(ask.client, request, facts_of("missing:latest"))
 
 
 async def test_server_without_transcription_needs_an_upgrade(ask: ServiceClient) -> None:
@@ -86,7 +93,7 @@ async def test_server_without_transcription_needs_an_upgrade(ask: ServiceClient)
     try:
         request = {"model": "audio:latest", "audio": RECORDING}
         with pytest.raises(UnsupportedError, match="Upgrade it"):
-            await transcription.transcribe(OllamaClient(http), request, AUDIO, DECODER)
+            await answer(OllamaClient(http), request, AUDIO)
     finally:
         http.close()
         old.close()
@@ -104,12 +111,12 @@ class LiveSession:
         self.held = 0
 
     @asynccontextmanager
-    async def use(self, name: str) -> AsyncIterator[tuple[OllamaClient, ModelFacts]]:
+    async def use(self, name: str) -> AsyncIterator[tuple[Exchange, str]]:
         if name != "audio":
             raise UnavailableError(f"{name} is not here")
         self.held += 1
         try:
-            yield self._ask.client, AUDIO
+            yield Exchange(self._ask.client, "speech-to-text-ws", AUDIO), AUDIO.name
         finally:
             self.held -= 1
 
@@ -122,7 +129,7 @@ class LiveSession:
         async with (
             asyncio.timeout(LIMIT),
             aclosing(self._messages(model)) as messages,
-            transcription.converse(self.use, "", messages, DECODER) as answers,
+            SPEECH.converse(self.use, "", messages) as answers,
         ):
             async for answer in answers:
                 yield json.loads(answer.data)
