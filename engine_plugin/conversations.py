@@ -11,7 +11,7 @@ from engine_plugin.errors import EnginePluginError
 from engine_plugin.services import CONVERSATION_VALIDATORS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
     from engine_plugin.messages import BidiMessage
 
@@ -35,33 +35,29 @@ class Replayable:
 
     def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
         self._messages = messages
-        self._kept: list[BidiMessage] = []
-        self._replay: list[BidiMessage] = []
-        self._complete = True
+        self._kept: list[BidiMessage] | None = []
+        """None when there were too many to keep."""
+        self._replay: Iterator[BidiMessage] = iter(())
 
     def __aiter__(self) -> AsyncIterator[BidiMessage]:
         return self
 
     async def __anext__(self) -> BidiMessage:
-        if self._replay:
-            return self._replay.pop(0)
+        if (message := next(self._replay, None)) is not None:
+            return message
         message = await anext(self._messages)
-        self._complete = self._complete and len(self._kept) < MOST_KEPT
-        if self._complete:
-            self._kept.append(message)
-        else:
-            self._kept.clear()
+        if self._kept is not None:
+            self._kept = [*self._kept, message] if len(self._kept) < MOST_KEPT else None
         return message
 
     def rewind(self) -> bool:
         """Start again at the first message; False when there were too many to keep."""
-        self._replay = list(self._kept)
-        return self._complete
+        self._replay = iter(self._kept or ())
+        return self._kept is not None
 
     def forget(self) -> None:
         """Keep no further messages, and drop those that are kept."""
-        self._complete = False
-        self._kept.clear()
+        self._kept = None
 
 
 async def opening(

@@ -70,7 +70,7 @@ class StandardOutput:
 
     def __init__(self) -> None:
         self.buffer = OutputBuffer()
-        self._real: int | None = os.dup(1)  # not inheritable, as all descriptors that Python creates
+        self._real = os.dup(1)  # not inheritable, as all descriptors that Python creates
         source, sink = os.pipe()
         # Children may inherit this pipe: its other end closes with this process, so the host never waits for them.
         os.dup2(sink, 1)
@@ -81,15 +81,15 @@ class StandardOutput:
             sys.stdout.reconfigure(line_buffering=True)
 
     def announce(self, line: bytes) -> None:
-        """Write the handshake line to the real stdout and close it. Raises OSError when the host has died."""
-        if self._real is None:
-            raise OSError("the handshake line was already written")
-        real, self._real = self._real, None
+        """Write the handshake line to the real stdout and close it. Raises OSError when the host has died.
+
+        Called once, by `session`.
+        """
         try:
             while line:
-                line = line[os.write(real, line) :]
+                line = line[os.write(self._real, line) :]
         finally:
-            os.close(real)
+            os.close(self._real)
 
     def close(self) -> None:
         """Redirect fd 1 to the null device, so that output during the exit cannot block it.

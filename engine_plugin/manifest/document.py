@@ -207,7 +207,7 @@ class _Reader:
         return items
 
     def _until_end(self) -> Iterator[Any]:
-        """The events of a collection that has begun; whoever takes one takes those of its value, too."""
+        """The first event of each entry of an open collection. The caller reads the further events of the entry."""
         while not isinstance(event := next(self._events), yaml.CollectionEndEvent):
             yield event
 

@@ -94,7 +94,7 @@ class Section:
         value = self.data.get(key)
         if value is None or (isinstance(value, str) and not value.strip()):
             if required:
-                self._complain_of_nothing(key, f"Add {key}: and its value")
+                self._complain_of_absence(key, f"Add {key}: and its value")
             return default
         written = self.source.written.get((*self.path, key), "")
         fix = "Write one text" if isinstance(value, (dict, list)) else f'Write it in quotes: {key}: "{written}"'
@@ -132,7 +132,7 @@ class Section:
     def section(self, key: str, known: Collection[str] = (), *, required: bool = False) -> Section:
         """Read a mapping with `known` keys; empty if it is absent."""
         if required and self.data.get(key) in (None, {}):
-            self._complain_of_nothing(key, f"Add the section {key}:")
+            self._complain_of_absence(key, f"Add the section {key}:")
         data = self._value(key, dict, "a mapping", f"Write its keys, indented, below {key}:") or {}
         return self._inner((key,), data, known)
 
@@ -148,7 +148,7 @@ class Section:
         return Section(self.source, self.problems, (*self.path, *where), data, known)
 
     def _value(self, key: str, kind: type[_T], name: str, fix: str) -> _T | None:
-        """The value at `key`; None if it is absent, or of another kind, which is a problem."""
+        """The value at `key`; None if it is absent. A value of another kind is a problem, and None."""
         value = self.data.get(key)
         if value is None or value is INVALID:
             return None
@@ -158,5 +158,5 @@ class Section:
         self.complain((key,), f"is {_kind(value, written)}, not {name}", fix)
         return None
 
-    def _complain_of_nothing(self, key: str, fix: str) -> None:
+    def _complain_of_absence(self, key: str, fix: str) -> None:
         self.complain((key,), "is missing" if key not in self.data else "is empty", fix)

@@ -30,7 +30,6 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self) -> None:
         self.peers: LocalPeers | None = None
         self.running: set[asyncio.Task[Any]] = set()
-        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -42,13 +41,7 @@ class Gate(grpc.aio.ServerInterceptor):
             self.running.add(task)
             task.add_done_callback(self.running.discard)
         handler = await continuation(handler_call_details)
-        if self.peers is None or handler is None:
-            return handler
-        method = handler_call_details.method
-        guarded = self._guarded.get(method)
-        if guarded is None:
-            guarded = self._guarded[method] = _admitting(handler, self.peers)
-        return guarded
+        return handler if self.peers is None or handler is None else _admitting(handler, self.peers)
 
 
 def method_kind(streams_request: bool, streams_response: bool) -> str:

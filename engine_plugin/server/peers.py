@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 import sys
 import time
 from ipaddress import ip_address
@@ -131,7 +130,7 @@ def _user_of(address: tuple[str, int], port: int) -> int:
 def _endpoint(text: bytes) -> tuple[str, int]:
     """An address as /proc/net/tcp writes it: 32-bit words in this machine's byte order, then the port."""
     words, _, port = text.partition(b":")
-    raw = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
+    raw = b"".join(int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8))
     place = ip_address(raw)
     return str(getattr(place, "ipv4_mapped", None) or place), int(port, 16)
 
