@@ -138,7 +138,7 @@ class EventStream(ABC):
     def _write(self, transport: asyncio.Transport) -> None:
         data, self._events = self._events, bytearray()
         if data:
-            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            transport.write(b"".join((b"%x\r\n" % len(data), data, b"\r\n")) if self._chunked else data)
         if self._complete:
             self._close()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from engine_plugin.speech.subtitles import Segment
 
@@ -64,7 +64,7 @@ class LocalAgreement:
     @property
     def text(self) -> str:
         """The confirmed and the tentative words."""
-        return "".join(word.text for word in self._all()).strip()
+        return "".join(word.text for word in (*self.confirmed, *self._tentative)).strip()
 
     @property
     def stable(self) -> str:
@@ -94,10 +94,6 @@ class LocalAgreement:
         """Drop the words that begin after `at`: they belong to the next sentence."""
         self.confirmed = [word for word in self.confirmed if word.start < at]
         self._tentative = [word for word in self._tentative if word.start < at]
-
-    def _all(self) -> Iterator[Word]:
-        yield from self.confirmed
-        yield from self._tentative
 
     def _after_confirmed(self, words: list[Word]) -> list[Word]:
         """The words after the confirmed ones, found by matching those words; without a match by time, which is less

@@ -65,6 +65,14 @@ class HttpResponse(Protocol):
 
     async def read(self, limit: int) -> bytes:
         """The whole body; BadGatewayError when it is longer than `limit` bytes."""
+        blocks: list[bytes] = []
+        size = 0
+        while block := await self.read_some():
+            size += len(block)
+            if size > limit:
+                raise BadGatewayError(f"the engine's answer is longer than {limit} bytes")
+            blocks.append(block)
+        return b"".join(blocks)
 
 
 class _Connection(asyncio.Protocol):
@@ -366,16 +374,6 @@ class Response(HttpResponse):
             if not self._complete and not await connection.more():
                 self._end_of_connection(in_order=not connection.broken)
         return b""
-
-    async def read(self, limit: int) -> bytes:
-        blocks: list[bytes] = []
-        size = 0
-        while block := await self.read_some():
-            size += len(block)
-            if size > limit:
-                raise BadGatewayError(f"the engine's answer is longer than {limit} bytes")
-            blocks.append(block)
-        return b"".join(blocks)
 
     def _end_of_connection(self, *, in_order: bool) -> None:
         self._require_wanted()

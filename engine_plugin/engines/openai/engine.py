@@ -296,19 +296,12 @@ class OpenAIEngine(Engine):
         try:
             async with self._admission.slots(1):
                 yield Exchange(self._connection, attachment, service, model)
-        except ModelNotFoundError as error:
-            raise await self._missing_error(model, error) from None
+        except ModelNotFoundError:
+            raise model_missing(await self._connection.listed(), model) from None
         except BrokenOffError as error:
             raise BadGatewayError(f"{attachment.title} {error.did}. Its log may show why. Try again") from error
         finally:
             self._connection.close_if_replaced(attachment)
-
-    async def _missing_error(self, model: str, before: ModelNotFoundError) -> ModelNotFoundError:
-        """The error with the current models, or `before` if they cannot be listed."""
-        try:
-            return model_missing(await self._connection.listed(), model)
-        except EnginePluginError:
-            return before
 
 
 def _first_of_kind(models: Sequence[ModelInfo], kind: str) -> str:

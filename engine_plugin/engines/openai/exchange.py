@@ -64,10 +64,6 @@ class PeekedResponse(HttpResponse):
         first, self._first = self._first, b""
         return first or await self._response.read_some()
 
-    async def read(self, limit: int) -> bytes:
-        first, self._first = self._first, b""
-        return first + await self._response.read(max(0, limit - len(first)))
-
 
 class Exchange(PostingClient):
     """One request to one server. Paths are relative to the API (`/chat/completions`).
