@@ -110,7 +110,10 @@ class Answer:
             value if is_header_value(value) else ""
             for value in (headers.get("etag", ""), headers.get("last-modified", ""))
         )
-        length = self._length(headers.get("content-length", ""))
+        text = headers.get("content-length") or "0"
+        if not _LENGTH.fullmatch(text):
+            raise DownloadError(f"{self.place}: the server answered with an invalid Content-Length.")
+        length = int(text)
         start, total = 0, length
         if self.response.status_code != 200:
             start, total = self._range(headers.get("content-range", ""), length)
@@ -121,13 +124,6 @@ class Answer:
             start=start,
             linked_sha256=self.linked_sha256,
         )
-
-    def _length(self, text: str) -> int:
-        if not text:
-            return 0
-        if not _LENGTH.fullmatch(text):
-            raise DownloadError(f"{self.place}: the server answered with an invalid Content-Length.")
-        return int(text)
 
     def _range(self, text: str, length: int) -> tuple[int, int]:
         match = _CONTENT_RANGE.fullmatch(text)

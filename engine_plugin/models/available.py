@@ -34,7 +34,7 @@ class AvailableModels:
     def __init__(self, ask: Callable[[], Awaitable[Sequence[ModelInfo]]], patience: float = 2.0) -> None:
         """`ask` returns the models; `patience` is the longest wait of a caller, in seconds."""
         self._ask = ask
-        self._patience = patience
+        self.patience = patience
         self._said: Sequence[ModelInfo] = ()
         self._asking: asyncio.Task[None] | None = None
 
@@ -45,7 +45,7 @@ class AvailableModels:
         """
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._look(), name="list the available models")
-        await asyncio.wait({self._asking}, timeout=self._patience)
+        await asyncio.wait({self._asking}, timeout=self.patience)
         return self._said
 
     async def aclose(self) -> None:

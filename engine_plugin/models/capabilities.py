@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from engine_plugin.models.families import estimated_context, family_of, parameters_of
 from engine_plugin.models.info import FEATURE_OF_KIND, FEATURES, Capabilities
@@ -142,24 +143,20 @@ class DigestCache(Generic[T]):
         self._ttl = ttl
         self._limit = limit
         self._known: OrderedDict[tuple[str, str], tuple[float, T]] = OrderedDict()
-        self._asking: dict[tuple[str, str], asyncio.Lock] = {}
+        self.asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        """The questions that run now; each lock goes with its last caller."""
 
     async def get(self, name: str, digest: str, ask: Callable[[], Awaitable[T]]) -> T:
         """The cached answer, else the result of `ask`. Raises what `ask` raises."""
         key = (name, digest)
         if (known := self._fresh(key)) is not None:
             return known[1]
-        lock = self._asking.setdefault(key, asyncio.Lock())
-        try:
-            async with lock:
-                if (known := self._fresh(key)) is not None:
-                    return known[1]
-                value = await ask()
-                self._keep(key, value)
-                return value
-        finally:
-            if not lock.locked() and self._asking.get(key) is lock:
-                del self._asking[key]
+        async with self.asking.setdefault(key, asyncio.Lock()):
+            if (known := self._fresh(key)) is not None:
+                return known[1]
+            value = await ask()
+            self._keep(key, value)
+            return value
 
     def put(self, name: str, digest: str, value: T) -> None:
         """Add an answer that was found without a question."""

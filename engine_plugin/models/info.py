@@ -64,8 +64,6 @@ FEATURE_OF_KIND = {
 }
 """The feature that every model of a kind has."""
 
-_KIND_OF_TYPE = {"": ""} | KIND_OF_SERVICE
-
 
 def can_serve(service: str, kind: str, features: Collection[str]) -> bool:
     """Whether a model of that kind and with these features may answer a service.
@@ -76,16 +74,12 @@ def can_serve(service: str, kind: str, features: Collection[str]) -> bool:
     return kind == wanted or FEATURE_OF_KIND.get(wanted) in features
 
 
-def kind_of_type(model_type: str, field: str = "model_type") -> str:
-    """The kind for a request's `model_type` (a service's name), "" when none is given.
-
-    Raises InvalidRequestError, beginning with `field`.
-    """
-    try:
-        return _KIND_OF_TYPE[model_type]
-    except (KeyError, TypeError):
-        known = ", ".join(name for name in _KIND_OF_TYPE if name)
-        raise InvalidRequestError.at(field, f"{str(model_type)[:64]!r} is not one of {known}.") from None
+def kind_of_type(model_type: str) -> str:
+    """The kind for a request's `model_type` (a service's name), "" for "". Raises InvalidRequestError."""
+    if model_type and model_type not in KIND_OF_SERVICE:
+        known = ", ".join(KIND_OF_SERVICE)
+        raise InvalidRequestError.at("model_type", f"{model_type[:64]!r} is not one of {known}.")
+    return KIND_OF_SERVICE.get(model_type, "")
 
 
 @dataclass(frozen=True, slots=True)

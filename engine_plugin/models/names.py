@@ -57,11 +57,11 @@ def is_model_name(name: object, *, owner: bool = False) -> bool:
     return not _complaint(name, owner=owner)
 
 
-def validate_model_name(name: object, field: str = "model", *, owner: bool = False) -> str:
-    """Return `name` if `is_model_name`. Raises InvalidRequestError about `field`."""
+def validate_model_name(name: object, *, owner: bool = False) -> str:
+    """Return `name` if `is_model_name`. Raises InvalidRequestError about `model`."""
     complaint = _complaint(name, owner=owner)
     if complaint:
-        raise InvalidRequestError.at(field, f"{complaint}.")
+        raise InvalidRequestError.at("model", f"{complaint}.")
     return str(name)
 
 

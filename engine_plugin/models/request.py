@@ -131,12 +131,10 @@ def read_request(request: PullRequest) -> tuple[str, str, str]:
 
     Raises InvalidRequestError.
     """
+    if not request.model:
+        raise InvalidRequestError.at("model", "must be a string that is not empty.")
     where = "source" if request.source else "model"
-    text = request.source or request.model
-    for field_name, value in (("model", request.model), (where, text), ("sha256", request.sha256)):
-        if not isinstance(value, str) or (not value and field_name != "sha256"):
-            raise InvalidRequestError.at(field_name, "must be a string that is not empty.")
-    return text, where, _sha256(request.sha256, "sha256")
+    return request.source or request.model, where, _sha256(request.sha256, "sha256")
 
 
 def agreed(digest: str, inline: str) -> str:

@@ -219,12 +219,13 @@ class ModelStore:
         if request.source or not self._index.layout.is_name(name) or self._sources.is_path(name):
             return None
         kind = kind_of_type(request.model_type)
+        _, _, digest = read_request(request)
         record = await self._index.get(name)
         if record is None:
             return None
-        if request.sha256 and request.sha256.lower().removeprefix("sha256:") != record.digest.removeprefix("sha256:"):
+        if digest and record.digest != f"sha256:{digest}":
             raise PullError(
-                f"model: {name} is present with {record.digest}, expected {request.sha256[:80]}. "
+                f"model: {name} is present with {record.digest}, expected sha256:{digest}. "
                 "Give its source to replace it."
             )
         record = await self._index.set_kind(record, kind)
@@ -249,13 +250,12 @@ class ModelStore:
         name = validate_model_name(request.model, owner=self._sources.folders)
         old = text.removeprefix(COPY)
         record = await self._index.get(old) if self._index.layout.is_name(old) else None
-        sample = self._samples.get(old)
-        model = sample if record is None else record
+        model = self._samples.get(old) if record is None else record.info(self._index.path(old))
         if model is None:
             raise await self._not_found(old, where)
-        source = LocalSource(self._index.path(old)) if sample is None else LocalSource(sample.path, sample)
+        source = LocalSource(model.path, model if model.bundled else None)
         if record is not None and record.digest:  # a link needs the digest
-            source = StoredSource(self._index.path(old), record=record)
+            source = StoredSource(model.path, record=record)
         digest = agreed(digest, model.digest.removeprefix("sha256:"))
         return PullPlan(name, source, digest, kind or model.kind, request.insecure)
 

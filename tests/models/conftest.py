@@ -1,4 +1,4 @@
-"""A store in a temporary folder, an `inspect` that knows GGUF's first bytes only, and a scripted server."""
+"""A store in a temporary folder, an `inspect` that knows GGUF's first bytes only, a scripted server, and a hub."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from engine_plugin.models.store import FetchPolicy, ModelStore, bundled_samples
 from tests.models.fakes import SAMPLES, Inspector
+from tests.models.folderworld import FolderWorld, folder_world
 from tests.models.server import file_server
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ async def store(root: Path, inspector: Inspector, policy: FetchPolicy) -> AsyncI
         yield store
     finally:
         await store.aclose()
+
+
+@pytest.fixture
+async def world(root: Path) -> AsyncIterator[FolderWorld]:
+    async with folder_world(root) as world:
+        yield world
 
 
 @pytest.fixture

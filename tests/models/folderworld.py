@@ -6,6 +6,7 @@ import hashlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from engine_plugin.download.events import Success
 from engine_plugin.errors import PullError
 from engine_plugin.models.info import Inspection, ModelDetails
 from engine_plugin.models.store import FetchPolicy, ModelStore
@@ -18,10 +19,22 @@ if TYPE_CHECKING:
     from engine_plugin.models.info import Samples
     from tests.models.hub import HubServer
 
-__all__ = ["NEEDED", "SIZE", "FolderWorld", "below", "choose", "folder_world", "lay_out", "tree_digest"]
+__all__ = [
+    "DONE",
+    "NEEDED",
+    "SIZE",
+    "SOURCES",
+    "FolderWorld",
+    "below",
+    "choose",
+    "folder_world",
+    "lay_out",
+    "tree_digest",
+]
 
 NEEDED = {path: data for path, data in MODEL.items() if not path.endswith(".py")}
 SIZE = sum(len(data) for data in NEEDED.values())
+SOURCES = (f"hf:{REPOSITORY}", f"ms:{REPOSITORY}")
 POLICY = FetchPolicy(connect_s=5, stall_s=5, attempts=3, backoff_s=0.01, longest_wait_s=2)
 
 
@@ -34,6 +47,9 @@ def choose(paths: Sequence[str]) -> list[str]:
 def tree_digest(files: Mapping[str, bytes]) -> str:
     lines = sorted(f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in files.items())
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+DONE = Success(REPOSITORY, SIZE, tree_digest(NEEDED))
 
 
 def below(folder: Path) -> list[Path]:

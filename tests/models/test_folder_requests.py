@@ -146,5 +146,5 @@ def test_valid_names_of_folders(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "/", "a/", "/a", "a//b", "a/b/c", "a/.", "./a", "con/a", "a/b.", None, "a\\b"])
 def test_invalid_names_of_folders(name: object) -> None:
     assert not is_model_name(name, owner=True)
-    with pytest.raises(InvalidRequestError, match=r"^models: "):
-        validate_model_name(name, "models", owner=True)
+    with pytest.raises(InvalidRequestError, match=r"^model: "):
+        validate_model_name(name, owner=True)

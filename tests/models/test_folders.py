@@ -44,12 +44,6 @@ if TYPE_CHECKING:
 DIGEST = tree_digest(NEEDED)
 
 
-@pytest.fixture
-async def world(root: Path) -> AsyncIterator[FolderWorld]:
-    async with folder_world(root) as world:
-        yield world
-
-
 async def until(events: AsyncIterator[PullEvent], kind: type[PullEvent]) -> None:
     """Read the events up to the first one of a kind."""
     async for event in events:

@@ -28,8 +28,8 @@ def test_valid_name_is_returned(name: str) -> None:
     ],
 )
 def test_invalid_name_is_rejected_with_its_field(name: object) -> None:
-    with pytest.raises(InvalidRequestError, match=r"^models\[0\]: "):
-        validate_model_name(name, "models[0]")
+    with pytest.raises(InvalidRequestError, match=r"^model: "):
+        validate_model_name(name)
 
 
 def test_long_invalid_name_is_shortened_in_the_message() -> None:

@@ -11,7 +11,9 @@ import pytest
 from engine_plugin.download.events import Success
 from engine_plugin.engines.ollama.references import Reference, References
 from engine_plugin.errors import ModelNotFoundError, PreconditionError
+from engine_plugin.models.index import Index
 from engine_plugin.models.info import bundled_samples
+from engine_plugin.models.layout import FileLayout
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import pull
 from tests.models.folderworld import folder_world, lay_out
@@ -135,23 +137,27 @@ async def test_name_takes_precedence_over_reference(
     assert (await store.get("tiny-chat")).name == "tiny-chat-gguf"
 
 
-async def test_concurrent_references_are_all_kept(store: ModelStore) -> None:
-    await pull(store, PullRequest("tiny-chat-gguf"))
-    names = [str(number) for number in range(20)]
-    await asyncio.gather(*(store._index.refer("tiny-chat-gguf", name) for name in names))
-    assert set((await store.get("tiny-chat-gguf")).references) == set(names)
+async def test_concurrent_references_are_all_kept(store: ModelStore, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "mine.gguf").write_bytes(data)
+    paths = [f"{tmp_path}/{'./' * number}mine.gguf" for number in range(20)]
+    await asyncio.gather(*(pull(store, PullRequest(path)) for path in paths))
+    assert set((await store.get("mine")).references) == set(paths)
 
 
-async def test_reference_means_one_model(store: ModelStore) -> None:
+async def test_reference_means_one_model(store: ModelStore, root: Path, inspector: Inspector) -> None:
     for name in ("one", "two"):
         await pull(store, PullRequest(name, source="tiny-chat-gguf"))
-        await store._index.refer(name, "theirs")
-    assert (await store.get("theirs")).name == "two"
-    assert (await store.get("one")).references == ()
+    index = Index(FileLayout(root, ".gguf"), inspector)
+    for name in ("one", "two"):
+        await index.refer(name, "theirs")
+    again = ModelStore(root, inspect=inspector)
+    assert (await again.get("theirs")).name == "two"
+    assert (await again.get("one")).references == ()
     for number in range(100):
-        await store._index.refer("two", str(number))
-    assert len((await store.get("two")).references) == 64
-    assert (await store.get("99")).name == "two"
+        await index.refer("two", str(number))
+    last = ModelStore(root, inspect=inspector)
+    assert len((await last.get("two")).references) == 64
+    assert (await last.get("99")).name == "two"
 
 
 @pytest.mark.promise("H9")

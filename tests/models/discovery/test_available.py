@@ -96,18 +96,22 @@ async def test_failing_engine_keeps_the_previous_lists(
 async def test_slow_engine_keeps_the_previous_lists(
     make: Callable[..., tuple[Plugin, ListingEngine]],
 ) -> None:
-    plugin, engine = make({"chat": {}})
-    plugin._available._patience = 0.05
+    _, engine = make({"chat": {}})
+    available = AvailableModels(engine.list_models, patience=0.05)
+
+    async def names() -> list[str]:
+        return [found.name for found in await available.models()]
+
     engine.models = [model("a")]
-    assert await told(plugin) == {"chat": ["a"]}
+    assert await names() == ["a"]
     engine.models, engine.asked = [model("b")], 0
     engine.gate.clear()
-    assert [await told(plugin), await told(plugin)] == [{"chat": ["a"]}] * 2
+    assert [await names(), await names()] == [["a"]] * 2
     assert engine.asked == 1
     engine.gate.set()
-    plugin._available._patience = 10
-    assert await told(plugin) == {"chat": ["b"]}
-    await plugin.aclose()
+    available.patience = 10
+    assert await names() == ["b"]
+    await available.aclose()
 
 
 async def test_closing_cancels_the_question() -> None:
