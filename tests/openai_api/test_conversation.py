@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.llamacpp.requests import upstream_request
-from engine_plugin.engines.ollama.messages import native_messages
+from engine_plugin.engines.ollama.requests import native_messages
 from engine_plugin.engines.openai.requests import request_body as openai_body
 from engine_plugin.engines.openvino.requests import upstream_body as openvino_body
 from engine_plugin.errors import InvalidRequestError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.ollama.messages import native_messages
+from engine_plugin.engines.ollama.requests import native_messages
 from engine_plugin.errors import InvalidRequestError
 
 from .shapes import facts_of
