@@ -36,7 +36,7 @@ from engine_plugin.system.files import in_thread
 from engine_plugin.system.programs import noexec_doubt, program_doubt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.system.trust import Doubt
@@ -155,16 +155,12 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         """Run the software once: {"version": …, "devices": a list, or None if unknown}. Raises EngineStartError."""
 
     @abstractmethod
-    def _find(self) -> Backend | None:
-        """The software that plugin.yaml selects, None if it is missing. Blocking."""
+    def _candidates(self) -> Iterator[Backend]:
+        """The software on this machine that plugin.yaml selects, in order of preference. Blocking."""
 
     @abstractmethod
-    def _missing_reason(self) -> str:
-        """The message for missing software."""
-
-    @abstractmethod
-    def _manual_advice(self) -> str:
-        """How to install software that InstallEngine does not install; "" if it does."""
+    def _missing(self) -> tuple[str, str]:
+        """The message for missing software, and how to install what InstallEngine does not; "" if it does."""
 
     @abstractmethod
     def _up_to_date(self, backend: Backend) -> bool:
@@ -196,10 +192,13 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
     # Called by the driver
 
     def check(self) -> EngineCheck:
-        """Check the software without running it. Blocking. Raises PreconditionError like `_find`."""
+        """Check the software without running it. Blocking.
+
+        Raises PreconditionError for software that another user could change.
+        """
         backend = self._find()
         if backend is None:
-            return EngineCheck(False, self._missing_reason())
+            return EngineCheck(False, self._missing()[0])
         if doubt := _doubt(backend):
             return EngineCheck(False, f"{backend.origin} cannot be used: {doubt}")
         if backend.folder is not None and (damage := self._installation.damage(backend.folder)):
@@ -217,7 +216,7 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         if backend is not None and _doubt(backend):
             raise PreconditionError(check.detail)
         if backend is None or not check.installed:
-            advice = "" if backend else self._manual_advice()  # InstallEngine adds what a present one lacks
+            advice = "" if backend else self._missing()[1]  # InstallEngine adds what a present one lacks
             if advice:
                 raise catalogue.OWN_SOFTWARE_UNUSABLE.error(found=check.detail, advice=advice)
             raise catalogue.ENGINE_NOT_INSTALLED.error(found=check.detail)
@@ -254,10 +253,10 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         present = await in_thread(self._find)
         if present is not None and present.folder is None and (await in_thread(_doubt, present)) is not None:
             raise InstallError(check.detail)  # InstallEngine cannot replace it
-        if present is None and (advice := self._manual_advice()):
+        missing, advice = self._missing()
+        if present is None and advice:
             raise InstallError(
-                f"{self._missing_reason()}. InstallEngine does not install the backend that plugin.yaml selects. "
-                f"{advice}"
+                f"{missing}. InstallEngine does not install the backend that plugin.yaml selects. {advice}"
             )
 
         def is_done() -> bool:
@@ -325,6 +324,9 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
             raise InstallError.retold(error) from error
 
     # Internals
+
+    def _find(self) -> Backend | None:
+        return next(self._candidates(), None)
 
     async def _install_distribution(self, folder: Path, progress: Progress, name: str, *also_unpinned: str) -> None:
         """Install the requirements: as pinned, or with the version of `name` that plugin.yaml sets.

@@ -26,7 +26,7 @@ from engine_plugin.install.software import (
 from engine_plugin.process import python
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.install.releases import Archive
@@ -60,29 +60,26 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppOptions]):
         options = self._options
         return requested_backend(options.backend, {"llama-server": options.llama_server, "release": options.archives})
 
-    def _missing_reason(self) -> str:
-        if self._wanted == "llama-server":
-            return f"no llama-server: {self._options.llama_server or 'none on PATH'}"
-        return "llama.cpp is not installed"
+    def _missing(self) -> tuple[str, str]:
+        if self._wanted != "llama-server":
+            return "llama.cpp is not installed", ""
+        return (
+            f"no llama-server: {self._options.llama_server or 'none on PATH'}",
+            "Install llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release",
+        )
 
-    def _find(self) -> Backend | None:
-        wanted = self._wanted
+    def _candidates(self) -> Iterator[Backend]:
+        wanted, current = self._wanted, self._installation.current()
         if wanted in ("auto", "llama-server"):
-            name = self._options.llama_server or "llama-server"
-            executable = locate_program(name, self._environ)
+            executable = locate_program(self._options.llama_server or self.program, self._environ)
             if executable:
-                current, site = self._installation.current(), self._site()
+                site = self._site()
                 folder = current.folder if current is not None and site is not None else None
-                return Backend("llama-server", "", f"llama-server at {executable}", executable, site, folder)
-            if wanted == "llama-server":
-                return None
-        current = self._installation.current()
+                yield Backend("llama-server", "", f"llama-server at {executable}", executable, site, folder)
         if current is not None and wanted in ("auto", current.facts.get("kind")):
-            return self._installed(current.folder, current.facts)
-        if wanted == "release":
-            return None
-        version = distribution_version(None, "xllamacpp")
-        return Backend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
+            yield self._installed(current.folder, current.facts)
+        if wanted in ("auto", "xllamacpp") and (version := distribution_version(None, "xllamacpp")):
+            yield Backend("xllamacpp", version, "xllamacpp beside engine-plugin")
 
     def _site(self) -> Path | None:
         """The directory of Python packages of the current version."""
@@ -94,11 +91,6 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppOptions]):
         if distribution_version(None, "gguf") or (site is not None and distribution_version([str(site)], "gguf")):
             return ""
         return "the Python package gguf is missing. Call InstallEngine"
-
-    def _manual_advice(self) -> str:
-        if self._wanted != "llama-server":
-            return ""
-        return "Install llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
 
     def helper(self, verb: str) -> tuple[list[str], dict[str, str]]:
         """argv and environment for the runner's `probe` and `inspect`."""

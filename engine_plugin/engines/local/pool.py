@@ -28,9 +28,11 @@ log = logging.getLogger(__name__)
 class ModelServer(Protocol):
     """One model in memory, or on its way there. Made by the driver for the pool, closed once, then thrown away."""
 
-    @property
-    def model(self) -> StoredModel:
-        """What it serves."""
+    model: StoredModel
+    """What it serves."""
+
+    admission: Admission
+    """The bound on its requests; closed by `close`."""
 
     @property
     def ready(self) -> bool:
@@ -46,10 +48,6 @@ class ModelServer(Protocol):
 
     async def ensure_ready(self) -> None:
         """Load the model, sharing a load that is under way. Raises EnginePluginError with the engine's reason."""
-
-    @property
-    def admission(self) -> Admission:
-        """The bound on its requests; closed by `close`."""
 
     async def close(self) -> None:
         """Take the model out of memory; requests under way break off."""

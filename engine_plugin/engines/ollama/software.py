@@ -18,7 +18,7 @@ from engine_plugin.install.software import Backend, LocalSoftware, locate_progra
 from engine_plugin.process.environ import child_environ
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.install.releases import Archive
@@ -45,28 +45,22 @@ class OllamaSoftware(LocalSoftware[OllamaOptions]):
         """The release that InstallEngine installs."""
         return self._options.version.removeprefix("v") or RELEASE
 
-    def _missing_reason(self) -> str:
-        if self._options.ollama:
-            return f"engine.ollama: {self._options.ollama} is not a program"
-        return "Ollama is not installed"
+    def _missing(self) -> tuple[str, str]:
+        if name := self._options.ollama:
+            return (
+                f"engine.ollama: {name} is not a program",
+                "Correct engine.ollama, or remove it and call InstallEngine",
+            )
+        return "Ollama is not installed", ""
 
-    def _find(self) -> Backend | None:
-        if self._options.ollama:
-            return self._foreign(self._options.ollama)
-        current = self._installation.current()
-        if current is not None:
-            return self._installed(current.folder, current.facts)
-        return self._foreign("ollama") if self._options.server == "manage" else None
-
-    def _foreign(self, name: str) -> Backend | None:
-        """A program that the plugin did not install; None if there is none of that name or path."""
-        executable = locate_program(name, self._environ)
-        return Backend("ollama", "", f"ollama at {executable}", executable=executable) if executable else None
-
-    def _manual_advice(self) -> str:
-        if not self._options.ollama:
-            return ""
-        return "Correct engine.ollama, or remove it and call InstallEngine"
+    def _candidates(self) -> Iterator[Backend]:
+        options = self._options
+        if not options.ollama and (current := self._installation.current()) is not None:
+            yield self._installed(current.folder, current.facts)
+        if options.ollama or options.server == "manage":
+            executable = locate_program(options.ollama or "ollama", self._environ)
+            if executable:  # not installed by this plugin
+                yield Backend("ollama", "", f"ollama at {executable}", executable=executable)
 
     async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run `ollama --version`. The result has no devices, which only a started server reports.

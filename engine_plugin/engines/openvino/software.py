@@ -35,7 +35,7 @@ from engine_plugin.process.environ import child_environ
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.install.releases import Archive
@@ -79,25 +79,25 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
         options = self._options
         return requested_backend(options.backend, {"ovms": options.ovms, "release": options.archives})
 
-    def _missing_reason(self) -> str:
-        if self._wanted == "ovms":
-            return f"no OpenVINO Model Server: {self._options.ovms or 'no ovms on PATH'}"
-        return "OpenVINO is not installed"
+    def _missing(self) -> tuple[str, str]:
+        if self._wanted != "ovms":
+            return "OpenVINO is not installed", ""
+        way = "release (this plugin fetches OpenVINO Model Server) or embedded"
+        return (
+            f"no OpenVINO Model Server: {self._options.ovms or 'no ovms on PATH'}",
+            f"Install it yourself, or set engine.backend to {way}",
+        )
 
-    def _find(self) -> Backend | None:
+    def _candidates(self) -> Iterator[Backend]:
         wanted = self._wanted
-        if wanted in ("auto", "ovms"):
-            backend = self._theirs()
-            if backend is not None or wanted == "ovms":
-                return backend
+        if wanted in ("auto", "ovms") and (theirs := self._theirs()) is not None:
+            yield theirs
         current = self._installation.current()
         kind = current.facts.get("kind") if current is not None else None
         if current is not None and kind != "packages" and wanted in ("auto", kind):
-            return self._installed(current.folder, current.facts)
-        if wanted == "release":
-            return None
-        version = distribution_version(None, _GENAI)
-        return Backend("embedded", version, f"{_GENAI} beside engine-plugin") if version else None
+            yield self._installed(current.folder, current.facts)
+        if wanted in ("auto", "embedded") and (version := distribution_version(None, _GENAI)):
+            yield Backend("embedded", version, f"{_GENAI} beside engine-plugin")
 
     def _theirs(self) -> Backend | None:
         """The ovms that was on this machine before."""
@@ -111,14 +111,6 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
     def _missing_parts(self, backend: Backend) -> str:
         lacking = ", ".join(_lacking(backend.site))
         return lacking and f"the Python packages for audio ({lacking}) are missing"
-
-    def _manual_advice(self) -> str:
-        if self._wanted != "ovms":
-            return ""
-        return (
-            "Install it yourself, or set engine.backend to release (this plugin fetches OpenVINO Model Server) or "
-            "embedded"
-        )
 
     async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "description"}] or None where it lists none}.
@@ -177,7 +169,7 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
             backend = theirs
         else:
             raise InstallError(
-                f"{self._missing_reason()}: it was removed during the installation of its packages. Install again"
+                f"{self._missing()[0]}: it was removed during the installation of its packages. Install again"
             )
         return _with_packages(backend, folder, kind)
 
