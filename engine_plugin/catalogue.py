@@ -24,7 +24,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.failures import Entry, Family
+from engine_plugin.failures import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -397,30 +397,32 @@ DEADLINE_EXCEEDED = Entry(
     names=("what", "seconds"),
 )
 
-FAMILIES = (
-    Family(
-        "The engine",
-        (
-            ENGINE_NOT_RUNNING,
-            SERVER_UNREACHABLE,
-            ENGINE_NOT_INSTALLED,
-            OWN_SOFTWARE_UNUSABLE,
-            SOFTWARE_TOO_OLD,
-            DEVICE_MISSING,
-        ),
+FAMILIES: Mapping[str, Sequence[Entry[Any]]] = {
+    "The engine": (
+        ENGINE_NOT_RUNNING,
+        SERVER_UNREACHABLE,
+        ENGINE_NOT_INSTALLED,
+        OWN_SOFTWARE_UNUSABLE,
+        SOFTWARE_TOO_OLD,
+        DEVICE_MISSING,
     ),
-    Family("Models", (MODEL_MISSING, DEFAULT_MODEL_MISSING, MODEL_KIND_MISMATCH)),
-    Family(
-        "Room: disk, memory, queue, context",
-        (DISK_FULL, DISK_FILLED, DISK_WRITE_REFUSED, MEMORY_INSUFFICIENT, QUEUE_FULL, CONTEXT_EXCEEDED),
+    "Models": (MODEL_MISSING, DEFAULT_MODEL_MISSING, MODEL_KIND_MISMATCH),
+    "Room: disk, memory, queue, context": (
+        DISK_FULL,
+        DISK_FILLED,
+        DISK_WRITE_REFUSED,
+        MEMORY_INSUFFICIENT,
+        QUEUE_FULL,
+        CONTEXT_EXCEEDED,
     ),
-    Family("Ports and addresses", (PORT_TAKEN, ADDRESS_TAKEN)),
-    Family("Keys and accounts", (KEY_MISSING, KEY_REFUSED, KEY_UNSAFE, SIGN_IN_REQUIRED, CLOUD_DISABLED)),
-    Family("The network", (HUB_UNREACHABLE, HUB_ACCESS_REFUSED, CHECKSUM_MISMATCH)),
-    Family("Calls", (SERVICE_UNSUPPORTED, STREAM_UNSUPPORTED, DEADLINE_EXCEEDED)),
-)
+    "Ports and addresses": (PORT_TAKEN, ADDRESS_TAKEN),
+    "Keys and accounts": (KEY_MISSING, KEY_REFUSED, KEY_UNSAFE, SIGN_IN_REQUIRED, CLOUD_DISABLED),
+    "The network": (HUB_UNREACHABLE, HUB_ACCESS_REFUSED, CHECKSUM_MISMATCH),
+    "Calls": (SERVICE_UNSUPPORTED, STREAM_UNSUPPORTED, DEADLINE_EXCEEDED),
+}
+"""The entries by their chapter of docs/troubleshooting.md, in its order."""
 
-CATALOGUE: Mapping[str, Entry[Any]] = {entry.id: entry for family in FAMILIES for entry in family.entries}
+CATALOGUE: Mapping[str, Entry[Any]] = {entry.id: entry for entries in FAMILIES.values() for entry in entries}
 """Every entry by its id."""
 
 

@@ -11,7 +11,7 @@ from engine_plugin.errors import EnginePluginError
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Entry", "Family"]
+__all__ = ["Entry"]
 
 ErrorT = TypeVar("ErrorT", bound=EnginePluginError)
 OtherT = TypeVar("OtherT", bound=EnginePluginError)
@@ -56,11 +56,3 @@ class Entry(Generic[ErrorT]):
         error = raises(self.text(**fields), **{name: fields[name] for name in self.names if name in fields})
         error.id = self.id
         return error
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Entries about one thing, in the order of docs/troubleshooting.md."""
-
-    title: str
-    entries: tuple[Entry[Any], ...]

@@ -49,9 +49,9 @@ __all__ = ["main"]
 
 PACKAGE = str(Path(engine_plugin.__file__).parent)
 SAMPLE = Path(PACKAGE, "samples", "gguf", "tiny-chat.gguf")
-SEND = "grpc_aio._write"
+SEND = "grpc_aio._AioCall.send"
 """The function that passes a message to gRPC."""
-SENDERS = frozenset({"PullModelStream", "InvokeServiceStream", "_write"})
+SENDERS = frozenset({"PullModelStream", "InvokeServiceStream", "send"})
 """The coroutines that a message passes through."""
 RECEIVE = "data_received"
 """The function that takes bytes from a socket."""

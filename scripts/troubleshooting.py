@@ -176,8 +176,8 @@ def page() -> str:
     """The page as it should be. Raises KeyError or TypeError for an entry without an example that fits."""
     parts = [
         part
-        for family in FAMILIES
-        for part in (f"## {family.title}", *(text for entry in family.entries for text in _section(entry)))
+        for title, entries in FAMILIES.items()
+        for part in (f"## {title}", *(text for entry in entries for text in _section(entry)))
     ]
     return _HEAD + "\n\n".join(parts) + "\n"
 

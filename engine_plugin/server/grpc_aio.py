@@ -54,8 +54,6 @@ _OPTIONS = (
 _GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
 """The texts with which grpcio refuses to send, receive or finish after the client has left."""
 
-_STATUS = {code.value[0]: code for code in grpc.StatusCode}
-
 
 def _is_wrong(record: logging.LogRecord) -> bool:
     """Whether this log record of grpcio is about more than a host that left before the call's end."""
@@ -81,32 +79,29 @@ def _reader(kind: type[Message]) -> Callable[[bytes], Message | RpcError]:
 class _AioCall:
     """`Call` over a grpc.aio servicer context."""
 
-    __slots__ = ("end_with", "receive", "send", "time_remaining")
+    __slots__ = ("_context", "time_remaining")
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self.send: Callable[[Message], Awaitable[None]] = lambda message: _write(context, message)
+        self._context = context
         self.time_remaining: Callable[[], float | None] = context.time_remaining
-        self.end_with: Callable[[Mapping[str, str]], None] = lambda metadata: context.set_trailing_metadata(
-            tuple(metadata.items())
-        )
-        self.receive = lambda: _read(context)
 
+    def end_with(self, metadata: Mapping[str, str]) -> None:
+        self._context.set_trailing_metadata(tuple(metadata.items()))
 
-async def _write(context: grpc.aio.ServicerContext[Any, Any], message: Message) -> None:
-    try:
-        await context.write(message)
-    except _GONE as gone:
-        raise HostGone(str(gone)) from gone
+    async def send(self, message: Message) -> None:
+        try:
+            await self._context.write(message)
+        except _GONE as gone:
+            raise HostGone(str(gone)) from gone
 
-
-async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Message | None:
-    try:
-        message = await context.read()
-    except _GONE as gone:
-        raise HostGone(str(gone)) from gone
-    if isinstance(message, RpcError):
-        raise message
-    return None if message is grpc.aio.EOF else message
+    async def receive(self) -> Message | None:
+        try:
+            message = await self._context.read()
+        except _GONE as gone:
+            raise HostGone(str(gone)) from gone
+        if isinstance(message, RpcError):
+            raise message
+        return None if message is grpc.aio.EOF else message
 
 
 def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Callable[..., Awaitable[Any]]:
@@ -122,7 +117,7 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
             raise asyncio.CancelledError from gone
         except RpcError as error:
             try:
-                await context.abort(_STATUS[error.status.value], error.details, tuple(error.metadata.items()))
+                await context.abort(grpc.StatusCode[error.status.name], error.details, tuple(error.metadata.items()))
             except grpc.aio.InternalError as gone:
                 raise asyncio.CancelledError from gone
 
