@@ -8,7 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.services.text_to_image import IMAGE_FORMATS
+from engine_plugin.services.pictures import IMAGE_FORMATS
 from openvino_server import fields
 from openvino_server.errors import bad_request
 from openvino_server.requests import REGISTRY, json_answer, read_object

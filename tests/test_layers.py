@@ -91,8 +91,7 @@ SHARED = {
     "process.memory",  # figures for an error of too little memory
     "process.python",  # the argv of a module
     "process.restarts",  # when a dead worker is restarted
-    "services.pictures",  # how many pictures a request may have
-    "services.text_to_image",  # formats of pictures
+    "services.pictures",  # formats of pictures, and how many a request may have
     "system.data_urls",  # pictures in messages
     "system.files",  # JSON files of a model, within bounds
     "system.sizes",  # sizes in messages

@@ -9,20 +9,6 @@ describes each service to its callers.
 from __future__ import annotations
 
 from engine_plugin.services.base import RequestValidator, parse_request
-from engine_plugin.services.chat import Chat
-from engine_plugin.services.embed import Embed
-from engine_plugin.services.generate import Generate
-from engine_plugin.services.live import LiveTranscription
-from engine_plugin.services.rerank import Rerank
-from engine_plugin.services.speech_to_text import SpeechToText
-from engine_plugin.services.text_to_image import TextToImage
-from engine_plugin.services.text_to_speech import TextToSpeech
+from engine_plugin.services.validators import CONVERSATION_VALIDATORS, VALIDATORS
 
 __all__ = ["CONVERSATION_VALIDATORS", "VALIDATORS", "RequestValidator", "parse_request"]
-
-VALIDATORS: dict[str, RequestValidator] = {
-    service.name: service
-    for service in (Chat(), Generate(), Embed(), Rerank(), TextToImage(), SpeechToText(), TextToSpeech())
-}
-
-CONVERSATION_VALIDATORS = {LiveTranscription.name: LiveTranscription()}

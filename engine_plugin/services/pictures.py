@@ -1,11 +1,12 @@
-"""Pictures in a request: their number and sizes, read from their first bytes, for every engine.
+"""Pictures: the formats and sizes that a request may ask for, and the number and sizes of those in a request.
 
-No picture is decoded here. A picture in an unknown format is left to the engine.
+No picture is decoded: sizes are read from the first bytes. A picture in an unknown format is left to the engine.
 """
 
 from __future__ import annotations
 
 import binascii
+import re
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,37 @@ from engine_plugin.system.data_urls import base64_start
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["MOST_PICTURES", "MOST_PIXELS", "check_pictures", "listed", "pictures_of", "size_of"]
+__all__ = [
+    "IMAGE_FORMATS",
+    "MOST_PICTURES",
+    "MOST_PIXELS",
+    "check_pictures",
+    "listed",
+    "picture_size",
+    "pictures_of",
+    "size_of",
+]
+
+IMAGE_FORMATS = ("png", "jpeg", "webp")
+"""The values of text-to-image's `output_format`; the first is the default."""
 
 MOST_PICTURES = 16
 MOST_PIXELS = 64_000_000
 """For all pictures of a request together."""
 
+_SIZE = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
 _LOOKED_AT = 700_000
 """Characters of base64 that are searched for a picture's size: a camera's metadata before it is shorter."""
+
+
+def picture_size(size: str) -> tuple[int, int]:
+    """Width and height in pixels, of `512x512` or `512*512`. Raises InvalidRequestError, naming the field."""
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        raise InvalidRequestError.at(
+            "size", f'must be a width and a height in pixels, such as "512x512", not {size[:60]!r}'
+        )
+    return int(found[1]), int(found[2])
 
 
 def check_pictures(pictures: Iterable[tuple[str, str]]) -> None:

@@ -6,7 +6,7 @@ import io
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.services.text_to_image import IMAGE_FORMATS
+from engine_plugin.services.pictures import IMAGE_FORMATS
 from openvino_server.errors import RequestError
 from openvino_server.fields import number, whole
 from openvino_server.pipelines import Job, OneAtATime, Settings

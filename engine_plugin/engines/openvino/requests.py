@@ -9,7 +9,7 @@ from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.openai_api.bodies import request_json
 from engine_plugin.openai_api.conversation import make_plain
 from engine_plugin.openai_api.ranking import document_texts
-from engine_plugin.services.text_to_image import picture_size
+from engine_plugin.services.pictures import picture_size
 from engine_plugin.transport.sse import DONE, event_of
 
 __all__ = ["API", "PATHS", "STREAMED", "completed_event", "upstream_body"]
