@@ -7,6 +7,7 @@ file, another version, or that nothing is left. The download fails after several
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
@@ -81,91 +82,77 @@ class ProgressReport:
         self.at(0, self._before, last=True)
 
 
+@dataclass(eq=False)
 class Fetch:
     """One download into one open partial. `run` is called once."""
 
-    def __init__(
-        self,
-        source: HttpSource,
-        partial: Partial,
-        progress: ProgressReport,
-        *,
-        sha256: str = "",
-        size: int = 0,
-        limit: int = 0,
-        insecure: bool = False,
-        policy: FetchPolicy | None = None,
-        present: Callable[[Remote], bool] = lambda _: False,
-    ) -> None:
-        """`sha256` (64 hex digits) and `size` (bytes) are expected, if known; `limit` is the most bytes, 0 for any.
+    source: HttpSource
+    partial: Partial
+    progress: ProgressReport
+    policy: FetchPolicy
+    insecure: bool = False
+    wanted: str = ""
+    """The SHA-256 that the file must have (64 hex digits), if known."""
+    size: int = 0
+    """The bytes that the file must have, if known."""
+    limit: int = 0
+    """The most bytes, 0 for any number."""
+    present: Callable[[Remote], bool] = lambda _: False
+    """Returns whether the file of an answer is already on this machine."""
 
-        `present` returns whether the file of an answer is already on this machine.
-        """
-        self.validator = ""
-        self.skipped = False
-        self._asked = sha256
-        self._size = size
-        self._limit = limit
-        self._named = ""
-        self._source = source
-        self._partial = partial
-        self._progress = progress
-        self._publish = progress.publish
-        self._insecure = insecure
-        self._policy = policy or FetchPolicy()
-        self._present = present
-        self._answered = False
-        self._room_checked = 0
+    validator: str = field(default="", init=False)
+    """The ETag or Last-Modified of the version that has arrived."""
+    skipped: bool = field(default=False, init=False)
+    """Whether `present` returned True, so that nothing was downloaded."""
+    _named: str = field(default="", init=False)
+    _answered: bool = field(default=False, init=False)
+    _room_checked: int = field(default=0, init=False)
 
     @property
     def sha256(self) -> str:
         """The expected digest (64 hex digits): the caller's, else the server's, else ""."""
-        return self._asked or self._named
+        return self.wanted or self._named
 
     async def run(self) -> None:
-        """Download the whole file. Sets `validator` to the ETag or Last-Modified of this version.
-
-        Where `present` returned True, it sets `skipped` and downloads nothing.
-        Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError.
-        """
+        """Download the whole file. Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError."""
         await self._prepare()
-        if self._partial.size and self._partial.size == self._partial.state.total and self._verified():
-            self.validator = self._partial.state.validator
+        if self.partial.size and self.partial.size == self.partial.state.total and self._verified():
+            self.validator = self.partial.state.validator
             return
-        client = await in_thread(http_client, self._policy, insecure=self._insecure)  # reads root certificates
+        client = await in_thread(http_client, self.policy, insecure=self.insecure)  # reads root certificates
         async with client:
-            publish, label = self._progress.publish, self._source.label
-            await patiently(lambda: self._attempt(client), self._policy, publish, label, lambda: self._partial.size)
+            publish, label = self.progress.publish, self.source.label
+            await patiently(lambda: self._attempt(client), self.policy, publish, label, lambda: self.partial.size)
 
     def _verified(self) -> bool:
-        return bool(self.sha256) and self._partial.hexdigest() == self.sha256
+        return bool(self.sha256) and self.partial.hexdigest() == self.sha256
 
     async def _prepare(self) -> None:
         """Keep the bytes of an earlier download if they are of this source and their version can be checked."""
-        state = self._partial.state
-        same = state.source == self._source.label and (not self._asked or state.sha256 in {"", self._asked})
+        state = self.partial.state
+        same = state.source == self.source.label and (not self.wanted or state.sha256 in {"", self.wanted})
         if not same or not self._resumable(state):
-            await in_thread(self._partial.restart)
+            await in_thread(self.partial.restart)
             return
-        self._publish(Status("checking the bytes of an earlier download"))
-        await self._partial.resume()
+        self.progress.publish(Status("checking the bytes of an earlier download"))
+        await self.partial.resume()
 
     def _resumable(self, state: PartialState) -> bool:
-        return bool(state.validator or self._asked or state.sha256)
+        return bool(state.validator or self.wanted or state.sha256)
 
     def _headers(self) -> dict[str, str]:
-        state = self._partial.state
-        if not self._partial.size:
+        state = self.partial.state
+        if not self.partial.size:
             return {}
-        headers = {"Range": f"bytes={self._partial.size}-"}
+        headers = {"Range": f"bytes={self.partial.size}-"}
         return {**headers, "If-Range": state.validator} if state.validator else headers
 
     async def _attempt(self, client: httpx.AsyncClient) -> None:
-        if self._partial.size and not self._resumable(self._partial.state):
-            await in_thread(self._partial.restart)
+        if self.partial.size and not self._resumable(self.partial.state):
+            await in_thread(self.partial.restart)
         try:
             async with open_url(
-                client, self._source, self._headers(), policy=self._policy, insecure=self._insecure
+                client, self.source, self._headers(), policy=self.policy, insecure=self.insecure
             ) as answer:
                 self._answered = True
                 answer.check_status()
@@ -177,44 +164,43 @@ class Fetch:
 
     async def _receive(self, answer: Answer) -> None:
         remote = answer.remote()
-        self.skipped = self._present(remote)
+        self.skipped = self.present(remote)
         if self.skipped:
             return
         if answer.response.status_code == 416:
             await self._nothing_more(remote)
             return
         await self._place(answer, remote)
-        total = self._partial.state.total or self._size
+        total = self.partial.state.total or self.size
         await self._check_size(total)
-        await in_thread(check_room, self._partial.folder, max(total - self._partial.size, 0))
-        self._publish(Status(f"downloading {self._source.label}"))
+        await in_thread(check_room, self.partial.folder, max(total - self.partial.size, 0))
+        self.progress.publish(Status(f"downloading {self.source.label}"))
         try:
             await self._store_body(answer, total)
         except (DownloadError, OSError) as error:
             if total:
                 raise
-            arrived = self._partial.size
-            await in_thread(self._partial.restart)  # a file of unknown size may never fit
+            arrived = self.partial.size
+            await in_thread(self.partial.restart)  # a file of unknown size may never fit
             if isinstance(error, OSError):
-                raise disk_error(error, self._partial.folder, arrived, total) from error
+                raise disk_error(error, self.partial.folder, arrived, total) from error
             raise
-        if total and self._partial.size < total:
-            raise DroppedError(f"the server ended after {self._partial.size} of {total} bytes")
+        if total and self.partial.size < total:
+            raise DroppedError(f"the server ended after {self.partial.size} of {total} bytes")
 
     async def _check_size(self, total: int) -> None:
         """Raise DownloadError unless the announced size is the expected one and within the limit."""
-        if self._size and total != self._size:
-            await in_thread(self._partial.restart)
+        if self.size and total != self.size:
+            await in_thread(self.partial.restart)
             raise DownloadError(
-                f"{self._source.label}: the file has {total} bytes, expected {self._size}. "
-                "Correct the size or the URL."
+                f"{self.source.label}: the file has {total} bytes, expected {self.size}. Correct the size or the URL."
             )
-        if self._limit and total > self._limit:
-            raise DownloadError(f"{self._source.label}: the file has {total} bytes; the limit is {self._limit}.")
+        if self.limit and total > self.limit:
+            raise DownloadError(f"{self.source.label}: the file has {total} bytes; the limit is {self.limit}.")
 
     async def _nothing_more(self, remote: Remote) -> None:
         """Handle status 416: the bytes that have arrived are the whole file, or of another one."""
-        partial = self._partial
+        partial = self.partial
         totals = {remote.total, partial.state.total} - {0}
         if totals == {partial.size}:
             self.validator = partial.state.validator
@@ -225,27 +211,27 @@ class Fetch:
 
     async def _place(self, answer: Answer, remote: Remote) -> None:
         """Prepare the partial for the body of an answer, and save the version that it will hold."""
-        partial = self._partial
-        if self._asked and remote.linked_sha256 not in {"", self._asked}:
+        partial = self.partial
+        if self.wanted and remote.linked_sha256 not in {"", self.wanted}:
             raise catalogue.CHECKSUM_MISMATCH.error(
-                place=f"{self._source.label}: the server",
+                place=f"{self.source.label}: the server",
                 found=f"sha256:{remote.linked_sha256}",
-                wanted=f"sha256:{self._asked}",
+                wanted=f"sha256:{self.wanted}",
                 fix="Correct the digest or the URL",
             )
         if answer.response.status_code == 206:
             await self._check_rest(answer, remote)
             known = partial.state
-            self._publish(Status(f"resuming after {byte_size(partial.size)}"))
+            self.progress.publish(Status(f"resuming after {byte_size(partial.size)}"))
         else:
             known = PartialState()
             if partial.size:
                 await in_thread(partial.restart)
-                self._publish(Status("the server sends the whole file again; starting over"))
+                self.progress.publish(Status("the server sends the whole file again; starting over"))
         self._named = remote.sha256 or known.sha256
-        self._progress.sha256 = self.sha256
+        self.progress.sha256 = self.sha256
         state = PartialState(
-            source=self._source.label,
+            source=self.source.label,
             etag=remote.etag or known.etag,
             last_modified=remote.last_modified or known.last_modified,
             total=remote.total or known.total,
@@ -257,7 +243,7 @@ class Fetch:
 
     async def _check_rest(self, answer: Answer, remote: Remote) -> None:
         """Check that a 206 continues the file whose first bytes have arrived."""
-        partial, state = self._partial, self._partial.state
+        partial, state = self.partial, self.partial.state
         if not partial.size or remote.start != partial.size:
             raise DownloadError(f"{answer.place}: the server sent bytes from {remote.start}, not {partial.size}.")
         if remote.etag and state.etag and remote.etag != state.etag:
@@ -275,31 +261,29 @@ class Fetch:
         waiting, written_at = bytearray(), 0.0
         try:
             async for chunk in answer.response.aiter_raw():
-                here = self._partial.size + len(waiting) + len(chunk)
+                here = self.partial.size + len(waiting) + len(chunk)
                 if total and here > total:
                     raise DownloadError(
                         f"{answer.place}: the server sent more than the {total} bytes that it announced."
                     )
-                if self._limit and here > self._limit:
-                    raise DownloadError(
-                        f"{answer.place}: the server sent more than the limit of {self._limit} bytes."
-                    )
+                if self.limit and here > self.limit:
+                    raise DownloadError(f"{answer.place}: the server sent more than the limit of {self.limit} bytes.")
                 waiting += chunk
                 if len(waiting) >= _FLUSH_BYTES or time.monotonic() >= written_at + _FLUSH_S:
                     data, waiting = waiting, bytearray()
                     await in_thread(self._write, data, total)
                     written_at = time.monotonic()
-                self._progress.at(here, total)
+                self.progress.at(here, total)
         finally:
             try:
                 if waiting:
-                    await in_thread(self._partial.write, waiting)
+                    await in_thread(self.partial.write, waiting)
             finally:
-                self._progress.at(self._partial.size, total, last=True)
+                self.progress.at(self.partial.size, total, last=True)
 
     def _write(self, data: bytearray, total: int) -> None:
         """Append, and check the free space every ROOM_EVERY bytes. Blocks."""
-        partial = self._partial
+        partial = self.partial
         partial.write(data)
         if partial.size >= self._room_checked + ROOM_EVERY:
             self._room_checked = partial.size

@@ -286,7 +286,7 @@ class Downloads:
             await in_thread(private_folder, self.folder)
             async with partial.opened():
                 report = ProgressReport(publish, sha256)
-                fetch = Fetch(source, partial, report, sha256=sha256, size=size, limit=limit, policy=self.policy)
+                fetch = Fetch(source, partial, report, self.policy, wanted=sha256, size=size, limit=limit)
                 try:
                     await fetch.run()
                     await in_thread(partial.sync)

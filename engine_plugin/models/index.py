@@ -42,13 +42,6 @@ _MOST_REFERENCES = 64
 """References of one model that are kept; the oldest are dropped."""
 
 
-def _refused(path: Path, what: str, error: PermissionError) -> PreconditionError:
-    """The error for a refusal: on Windows the file is open, elsewhere permissions are missing."""
-    if os.name == "nt":
-        return ModelInUseError(f"{path} cannot be {what} ({error.strerror}): unload the model first.")
-    return PreconditionError(f"{path} cannot be {what} ({error.strerror}): correct its folder's permissions.")
-
-
 def _texts(value: object) -> tuple[str, ...]:
     """The strings of a list; () for other values."""
     return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
@@ -181,11 +174,8 @@ class Index:
 
     async def put(self, part: Path, record: Record) -> Record:
         """Move a complete, synced model into its place and write its record. Raises OSError and PreconditionError."""
-        async with self._change(record.name):
-            try:
-                record = await in_thread(self._put, part, record)
-            except PermissionError as error:
-                raise _refused(self.path(record.name), "replaced", error) from error
+        async with self._change(record.name, "replaced"):
+            record = await in_thread(self._put, part, record)
             self._remember(record)
         return record
 
@@ -212,14 +202,8 @@ class Index:
 
     async def remove(self, name: str) -> None:
         """Delete a model and its record. Raises OSError and PreconditionError."""
-        async with self._change(name):
-            try:
-                await in_thread(self.layout.remove, name)
-            except PermissionError as error:
-                raise _refused(self.path(name), "deleted", error) from error
-            finally:
-                self._known.pop(name, None)
-                self._unusable.pop(name, None)
+        async with self._change(name, "deleted"):
+            await in_thread(self.layout.remove, name)
 
     async def aclose(self) -> None:
         """Cancel running inspections and digests."""
@@ -324,12 +308,22 @@ class Index:
             log.debug("no record is written for %s: %s", self.path(record.name), error)
 
     @asynccontextmanager
-    async def _change(self, name: str) -> AsyncIterator[None]:
-        """Change a model and its record; `get` waits meanwhile. The caller holds the lock of the name."""
+    async def _change(self, name: str, what: str) -> AsyncIterator[None]:
+        """Change a model and its record; `get` waits meanwhile. The caller holds the lock of the name.
+
+        Raises PreconditionError for a refusal: on Windows the file is open, elsewhere permissions are missing.
+        """
         change = self._changing[name] = asyncio.Event()
         try:
             await self._stop_tasks(name)
+            self._known.pop(name, None)
+            self._unusable.pop(name, None)
             yield
+        except PermissionError as error:
+            refused = f"{self.path(name)} cannot be {what} ({error.strerror})"
+            if os.name == "nt":
+                raise ModelInUseError(f"{refused}: unload the model first.") from error
+            raise PreconditionError(f"{refused}: correct its folder's permissions.") from error
         finally:
             del self._changing[name]
             change.set()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room, disk_error
@@ -58,32 +58,25 @@ _REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EINVAL, e
 """The errors of opening a file that has vanished, or that a link or something else has replaced."""
 
 
+@dataclass(eq=False)
 class Pull(ABC):
     """One pull into a store, from one kind of source. `run` is called once, and waits for another process that pulls
     the same name."""
 
-    def __init__(
-        self,
-        plan: PullPlan,
-        index: Index,
-        policy: FetchPolicy,
-        publish: Callable[[PullEvent], None],
-        reserved: Sequence[str],
-        choose: Choose,
-        hubs: Mapping[str, Hub],
-    ) -> None:
-        """`reserved` are names beyond the store's (samples) from which the model's must not differ by case only."""
-        self._plan = plan
-        self._source = plan.source
-        self._index = index
-        self._policy = policy
-        self._publish = publish
-        self._reserved = reserved
-        self._choose = choose
-        self._hubs = hubs
-        self._left = Staging(index.partials, plan.name)
-        self._present: Record | None = None
-        self._progress = ProgressReport(publish, plan.sha256)
+    plan: PullPlan
+    index: Index
+    policy: FetchPolicy
+    publish: Callable[[PullEvent], None]
+    reserved: Sequence[str]
+    """Names beyond the store's (samples) from which the model's must not differ by case only."""
+    choose: Choose
+    hubs: Mapping[str, Hub]
+
+    def __post_init__(self) -> None:
+        self.source = self.plan.source
+        self.left = Staging(self.index.partials, self.plan.name)
+        self.present: Record | None = None
+        self.progress = ProgressReport(self.publish, self.plan.sha256)
 
     @abstractmethod
     async def _pull(self) -> Success:
@@ -94,17 +87,17 @@ class Pull(ABC):
 
         Raises PullError, ModelNotFoundError, AuthError and InvalidRequestError.
         """
-        name = self._plan.name
-        self._publish(Status(f"resolving {name}"))
+        name = self.plan.name
+        self.publish(Status(f"resolving {name}"))
         try:
-            await in_thread(private_folder, self._index.partials)
-            async with self._left.locked(
-                lambda: self._publish(Status(f"waiting for another process that pulls {name}"))
+            await in_thread(private_folder, self.index.partials)
+            async with self.left.locked(
+                lambda: self.publish(Status(f"waiting for another process that pulls {name}"))
             ):
                 return await self._pull_locked()
         except OSError as error:
-            told = disk_error(error, self._index.root, self._progress.completed, self._progress.total)
-            kept = await in_thread(self._left.leftovers)
+            told = disk_error(error, self.index.root, self.progress.completed, self.progress.total)
+            kept = await in_thread(self.left.leftovers)
             raise PullError.retold(told, f"{told}. Deleting the model removes it" if kept else "") from error
         except PullError:
             raise
@@ -116,38 +109,38 @@ class Pull(ABC):
             raise ModelNotFoundError.retold(error) from error
 
     async def _pull_locked(self) -> Success:
-        name, layout = self._plan.name, self._index.layout
-        names = [*await in_thread(self._index.names), *self._reserved]
+        name, layout = self.plan.name, self.index.layout
+        names = [*await in_thread(self.index.names), *self.reserved]
         if clash := layout.clash(name, names):
             raise InvalidRequestError.at("model", clash)
         await in_thread(layout.tidy, name)
-        self._present = await self._index.get(name)
-        if self._is_digest(self._plan.sha256):
+        self.present = await self.index.get(name)
+        if self._is_digest(self.plan.sha256):
             return await self._already()
         try:
             return await self._pull()
         finally:
-            await in_thread(self._left.sweep)
+            await in_thread(self.left.sweep)
 
     async def _already(self) -> Success:
         """Keep the present model, which is the requested one, and delete what an interrupted pull left."""
-        if self._present is None:
-            raise LookupError(f"{self._plan.name} is not present")
-        await in_thread(self._left.discard)
-        record = await self._index.set_kind(self._present, self._plan.kind)
+        if self.present is None:
+            raise LookupError(f"{self.plan.name} is not present")
+        await in_thread(self.left.discard)
+        record = await self.index.set_kind(self.present, self.plan.kind)
         return Success(record.name, record.size, record.digest)
 
     def _is_digest(self, sha256: str) -> bool:
         """Whether the present model has that digest (64 hex digits)."""
-        return self._present is not None and self._present.digest == f"sha256:{sha256}"
+        return self.present is not None and self.present.digest == f"sha256:{sha256}"
 
     def _is_from_here(self, validator: str) -> bool:
         """Whether the present model is the version of this source that `validator` identifies."""
-        present = self._present
+        present = self.present
         return (
             present is not None
             and bool(validator)
-            and (present.source, present.validator) == (self._source.label, validator)
+            and (present.source, present.validator) == (self.source.label, validator)
         )
 
     def _changed(self, place: object) -> PullError:
@@ -156,9 +149,9 @@ class Pull(ABC):
     def _chosen(self, paths: Sequence[str]) -> Sequence[str]:
         """Those of the paths in a folder that the engine needs."""
         try:
-            return self._choose(paths)
+            return self.choose(paths)
         except (InvalidRequestError, PullError) as error:
-            raise PullError(f"{self._source.label}: {error}") from error
+            raise PullError(f"{self.source.label}: {error}") from error
 
     # Files that arrive
 
@@ -168,14 +161,11 @@ class Pull(ABC):
             try:
                 await in_thread(partial.write, block)
             finally:
-                self._progress.at(partial.size, total)
+                self.progress.at(partial.size, total)
 
-    async def _fetch(self, partial: Partial, source: HttpSource, size: int = 0, **options: Any) -> Fetch:
-        """Download a file of `size` bytes (0: unknown). `options` are those of Fetch."""
-        policy, insecure = self._policy, self._plan.insecure
-        fetch = Fetch(
-            source, partial, self._progress, size=size, limit=size, insecure=insecure, policy=policy, **options
-        )
+    async def _fetch(self, fetch: Fetch) -> None:
+        """Run a download, and sync its partial. An empty one is deleted."""
+        partial = fetch.partial
         try:
             async with partial.opened():
                 await fetch.run()
@@ -183,18 +173,17 @@ class Pull(ABC):
         finally:
             if not partial.size:
                 await in_thread(partial.discard)
-        return fetch
 
     async def _keep(self, files: Sequence[RemoteFile]) -> dict[str, str]:
         """The SHA-256 of each complete file in the staging that is the listed one. Deletes the others."""
-        here = await in_thread(self._left.prepare, [file.path for file in files])
+        here = await in_thread(self.left.prepare, [file.path for file in files])
         if here:
-            self._publish(Status("checking the files of an earlier download"))
+            self.publish(Status("checking the files of an earlier download"))
         digests = {}
         for file in files:
             if file.path not in here:
                 continue
-            staged = self._left.files / file.path
+            staged = self.left.files / file.path
             sha256, blob = await digests_of(staged)
             if sha256 == file.sha256 or blob == file.blob:
                 digests[file.path] = sha256
@@ -207,17 +196,19 @@ class Pull(ABC):
 
         Raises DownloadError unless the other bytes and `spare` more fit on the disk.
         """
-        here = await in_thread(self._left.here)
-        await in_thread(check_room, self._index.partials, max(total + spare - kept - here, 0))
-        self._progress.begin(kept, total)
+        here = await in_thread(self.left.here)
+        await in_thread(check_room, self.index.partials, max(total + spare - kept - here, 0))
+        self.progress.begin(kept, total)
 
     async def _fetch_listed(self, source: HttpSource, file: RemoteFile, lister: str) -> str:
         """Download one of several files, which a hub or a server (`lister`) lists, into the staging.
 
         Returns its SHA-256. Raises DownloadError for another file than the listed one.
         """
-        partial = self._left.arriving(file.path)
-        await self._fetch(partial, source, file.size, sha256=file.sha256)
+        partial = self.left.arriving(file.path)
+        policy, insecure = self.policy, self.plan.insecure
+        fetch = Fetch(source, partial, self.progress, policy, insecure, wanted=file.sha256, size=file.size)
+        await self._fetch(fetch)
         digest = partial.hexdigest()
         found, wanted = f"sha256:{digest}", f"sha256:{file.sha256 or digest}"
         if file.blob:
@@ -225,91 +216,91 @@ class Pull(ABC):
         if found != wanted:
             await in_thread(partial.discard)
             raise catalogue.CHECKSUM_MISMATCH.error(
-                place=f"{self._source.label}: {file.path} differs from the file that the {lister} lists",
+                place=f"{self.source.label}: {file.path} differs from the file that the {lister} lists",
                 found=found,
                 wanted=wanted,
                 fix="What arrived was deleted. Pull again; if it stays so, the source or a proxy changes files",
             )
-        await in_thread(self._left.arrived, partial, file.path)
-        self._progress.file_done(partial.size)
+        await in_thread(self.left.arrived, partial, file.path)
+        self.progress.file_done(partial.size)
         return digest
 
     # The complete model
 
     async def _finish(self, digests: Mapping[str, str], size: int, validator: str) -> Success:
         """Install the files in the staging, with these digests, as a folder or as the one file that a model is."""
-        await in_thread(self._left.sync)
-        self._publish(Status(f"verifying {byte_size(size)}"))
-        digest = digest_of_files(digests) if self._index.layout.folders else next(iter(digests.values()))
+        await in_thread(self.left.sync)
+        self.publish(Status(f"verifying {byte_size(size)}"))
+        digest = digest_of_files(digests) if self.index.layout.folders else next(iter(digests.values()))
         return await self._install(self._part(digests), size, digest, validator)
 
     def _part(self, paths: Iterable[str]) -> Path:
         """The complete model in the staging: the folder, or the one file."""
-        return self._left.files if self._index.layout.folders else self._left.files / next(iter(paths))
+        return self.left.files if self.index.layout.folders else self.left.files / next(iter(paths))
 
     async def _install(self, part: Path, size: int, digest: str, validator: str, wanted: str = "") -> Success:
         """Inspect a complete model and move it into its place.
 
         `digest` is 64 hex digits, and so is the one that is `wanted` (by default that of the plan), if known.
         """
-        plan, present, wanted = self._plan, self._present, wanted or self._plan.sha256
-        place = f"{self._source.label}: the {'model' if self._index.layout.folders else 'file'}"
+        plan, present, wanted = self.plan, self.present, wanted or self.plan.sha256
+        place = f"{self.source.label}: the {'model' if self.index.layout.folders else 'file'}"
         if not size:
             raise PullError(f"{place} is empty.")
         if wanted and digest != wanted:
-            await in_thread(self._left.discard)
+            await in_thread(self.left.discard)
             raise catalogue.CHECKSUM_MISMATCH.error(
                 place=place,
                 found=f"sha256:{digest}",
                 wanted=f"sha256:{wanted}",
                 fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
             )
-        self._publish(Status("inspecting the model"))
+        self.publish(Status("inspecting the model"))
         try:
-            found = await self._index.inspect(part)
+            found = await self.index.inspect(part)
         except (InvalidRequestError, PullError) as error:
-            await in_thread(self._left.discard)
-            raise PullError(f"{self._source.label}: not a usable model: {error}") from error
+            await in_thread(self.left.discard)
+            raise PullError(f"{self.source.label}: not a usable model: {error}") from error
         record = Record(
             name=plan.name,
             kind=plan.kind or found.kind,
             size=size,
             mtime_ns=0,
             digest=f"sha256:{digest}",
-            source=self._source.label,
+            source=self.source.label,
             validator=validator,
             pulled_at=datetime.now(UTC).isoformat(),
             kind_given=bool(plan.kind),
-            references=present.references if present and present.source == self._source.label else (),
+            references=present.references if present and present.source == self.source.label else (),
             details=found.details,
         )
         return await self._put(part, record)
 
     async def _put(self, part: Path, record: Record) -> Success:
-        record = await self._index.put(part, record)
+        record = await self.index.put(part, record)
         return Success(record.name, record.size, record.digest)
 
 
 class CopyPull(Pull):
     """A copy of a model that is a file or a folder on this machine."""
 
-    _source: LocalSource
+    source: LocalSource
 
     async def _pull(self) -> Success:
-        source = self._source
-        await in_thread(self._left.discard)  # a copy is quick: it always begins anew
+        source = self.source
+        await in_thread(self.left.discard)  # a copy is quick: it always begins anew
         try:
             found = await in_thread(self._found)
         except OSError as error:
             raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
-        if self._present is not None and self._index.path(self._plan.name).samefile(source.path):
+        if self.present is not None and self.index.path(self.plan.name).samefile(source.path):
             return await self._already()
         try:
             if isinstance(source, StoredSource) and await in_thread(self._link, found):
                 return await self._share(source, found)
             return await self._copy(found)
         except BaseException:
-            await in_thread(self._left.discard)
+            await in_thread(self.left.discard)
             raise
 
     def _found(self) -> dict[str, Found]:
@@ -317,8 +308,8 @@ class CopyPull(Pull):
 
         Links are followed anywhere in the package and the store only, and where the model is one file.
         """
-        source, name = self._source, self._index.path(self._plan.name).name
-        if not self._index.layout.folders:
+        source, name = self.source, self.index.path(self.plan.name).name
+        if not self.index.layout.folders:
             return {name: Found.at(source.path)}
         if source.sample is None and not isinstance(source, StoredSource):
             found = files_to_copy(source.path)
@@ -329,27 +320,27 @@ class CopyPull(Pull):
 
     def _link(self, found: Mapping[str, Found]) -> bool:
         """Hard-link the files; False where the file system cannot."""
-        self._left.prepare(())
+        self.left.prepare(())
         try:
             for path, file in found.items():
-                os.link(file.path, self._left.place(path))
+                os.link(file.path, self.left.place(path))
         except OSError:
-            self._left.discard()
+            self.left.discard()
             return False
-        self._left.sync()
+        self.left.sync()
         return True
 
     async def _share(self, source: StoredSource, found: Mapping[str, Found]) -> Success:
         """Install the hard links to the files of another model of the store."""
         old, part = source.record, self._part(found)
-        extent = self._index.layout.extent_of(part)
+        extent = self.index.layout.extent_of(part)
         if extent is None or not old.describes(extent):
             raise self._changed(source.label)
-        self._publish(Status(f"copying {source.label}"))
-        kind = self._plan.kind or old.kind
+        self.publish(Status(f"copying {source.label}"))
+        kind = self.plan.kind or old.kind
         record = replace(
             old,
-            name=self._plan.name,
+            name=self.plan.name,
             kind=kind,
             kind_given=old.kind_given or kind != old.kind,
             source=source.label,
@@ -360,23 +351,23 @@ class CopyPull(Pull):
         return await self._put(part, record)
 
     async def _copy(self, found: Mapping[str, Found]) -> Success:
-        label = self._source.label
+        label = self.source.label
         checked_files([RemoteFile(path, file.stat.st_size) for path, file in found.items()], label)
         validator = fingerprint({path: file.stat for path, file in found.items()})
         if self._is_from_here(validator):
             return await self._already()
         size = sum(file.stat.st_size for file in found.values())
-        await in_thread(check_room, self._index.partials, size)
-        await in_thread(self._left.prepare, found)
-        self._publish(Status(f"copying {label}"))
-        if self._index.layout.folders:
-            self._progress.begin(0, size)
+        await in_thread(check_room, self.index.partials, size)
+        await in_thread(self.left.prepare, found)
+        self.publish(Status(f"copying {label}"))
+        if self.index.layout.folders:
+            self.progress.begin(0, size)
         digests = {path: await self._copy_file(path, file) for path, file in found.items()}
         return await self._finish(digests, size, validator)
 
     async def _copy_file(self, path: str, found: Found) -> str:
         """Copy one file into the staging. Its SHA-256."""
-        partial, before = self._left.arriving(path), found.stat
+        partial, before = self.left.arriving(path), found.stat
         async with partial.opened():
             try:
                 async with opened(found.path, found.root) as file:
@@ -391,6 +382,6 @@ class CopyPull(Pull):
             await in_thread(partial.sync)
         if (after.st_mtime_ns, partial.size) != (before.st_mtime_ns, before.st_size):
             raise self._changed(found.path)
-        self._progress.file_done(partial.size)
-        await in_thread(self._left.arrived, partial, path)
+        self.progress.file_done(partial.size)
+        await in_thread(self.left.arrived, partial, path)
         return partial.hexdigest()

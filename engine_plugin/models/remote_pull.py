@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.events import Status
+from engine_plugin.download.fetch import Fetch
 from engine_plugin.download.remote import http_client, open_url, patiently
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import NotFoundError, PullError
@@ -39,54 +40,56 @@ _EMPTY = hashlib.sha256().hexdigest()
 class FilePull(Pull):
     """A pull of a model that is one file on a server."""
 
-    _source: HttpSource
+    source: HttpSource
 
     async def _pull(self) -> Success:
-        partial = self._left.file
-        fetch = await self._fetch(partial, self._source, sha256=self._plan.sha256, present=self._is_present)
+        partial, wanted, insecure = self.left.file, self.plan.sha256, self.plan.insecure
+        fetch = Fetch(self.source, partial, self.progress, self.policy, insecure, wanted)
+        fetch.present = self._is_present
+        await self._fetch(fetch)
         if fetch.skipped:
             return await self._already()
-        self._publish(Status("verifying sha256"))
+        self.publish(Status("verifying sha256"))
         digest = partial.hexdigest()
         success = await self._install(partial.path, partial.size, digest, fetch.validator, fetch.sha256)
         await in_thread(partial.forget)
         return success
 
     def _is_present(self, remote: Remote) -> bool:
-        if self._plan.sha256 or self._present is None:
+        if self.plan.sha256 or self.present is None:
             return False
         if remote.sha256:
             return self._is_digest(remote.sha256)
-        return self._present.size == remote.total and self._is_from_here(remote.validator)
+        return self.present.size == remote.total and self._is_from_here(remote.validator)
 
 
 class PartsPull(Pull):
     """A pull of a GGUF model that is in parts, on a server or on this machine."""
 
-    _source: PartsSource
+    source: PartsSource
 
     async def _pull(self) -> Success:
-        remote = [part for part in self._source.parts if isinstance(part, HttpSource)]
-        local = [part.path for part in self._source.parts if not isinstance(part, HttpSource)]
-        await in_thread(self._left.file.discard)
+        remote = [part for part in self.source.parts if isinstance(part, HttpSource)]
+        local = [part.path for part in self.source.parts if not isinstance(part, HttpSource)]
+        await in_thread(self.left.file.discard)
         try:
             return await (self._fetch_all(remote) if remote else self._copy_all(local))
         finally:
-            await in_thread(self._left.file.discard)  # the installed file has left it
+            await in_thread(self.left.file.discard)  # the installed file has left it
 
     async def _copy_all(self, paths: Sequence[Path]) -> Success:
         before = await in_thread(_version, paths)
         if self._is_from_here(before):
             return await self._already()
         joined = await self._planned(paths)
-        await in_thread(check_room, self._index.partials, joined.size)
+        await in_thread(check_room, self.index.partials, joined.size)
         await self._join(joined, paths)
         if await in_thread(_version, paths) != before:
-            raise self._changed(self._source.label)
+            raise self._changed(self.source.label)
         return await self._installed(before)
 
     async def _fetch_all(self, parts: Sequence[HttpSource]) -> Success:
-        client = await in_thread(http_client, self._policy, insecure=self._plan.insecure)
+        client = await in_thread(http_client, self.policy, insecure=self.plan.insecure)
         async with client:
             heads = [await self._head(client, parts, number) for number in range(len(parts))]
         known = [head.sha256 or head.validator for head in heads]
@@ -102,7 +105,7 @@ class PartsPull(Pull):
         for part, file in zip(parts, files, strict=True):
             if file.path not in complete:
                 await self._fetch_listed(part, file, "server")
-        paths = [self._left.files / file.path for file in files]
+        paths = [self.left.files / file.path for file in files]
         await self._join(await self._planned(paths), paths, consume=True)
         return await self._installed(validator)
 
@@ -110,14 +113,12 @@ class PartsPull(Pull):
         """What the server says of a part, before any of them is fetched."""
 
         async def ask() -> Remote:
-            async with open_url(
-                client, parts[number], {}, policy=self._policy, insecure=self._plan.insecure
-            ) as answer:
+            async with open_url(client, parts[number], {}, policy=self.policy, insecure=self.plan.insecure) as answer:
                 answer.check_status()
                 return answer.remote()
 
         try:
-            return await patiently(ask, self._policy, self._publish, parts[number].label)
+            return await patiently(ask, self.policy, self.publish, parts[number].label)
         except NotFoundError as error:
             raise NotFoundError(
                 f"part {number + 1} of {len(parts)} of the model is missing at its source: {error}"
@@ -127,13 +128,13 @@ class PartsPull(Pull):
         try:
             return await in_thread(join, paths)
         except GgufError as error:
-            await in_thread(self._left.discard)
-            raise PullError(f"{self._source.label}: the parts do not make a model: {error}.") from error
+            await in_thread(self.left.discard)
+            raise PullError(f"{self.source.label}: the parts do not make a model: {error}.") from error
 
     async def _join(self, joined: Joined, paths: Sequence[Path], *, consume: bool = False) -> None:
-        partial = self._left.file
-        self._publish(Status(f"joining {len(paths)} parts, {byte_size(joined.size)}"))
-        self._progress.begin(0, joined.size)
+        partial = self.left.file
+        self.publish(Status(f"joining {len(paths)} parts, {byte_size(joined.size)}"))
+        self.progress.begin(0, joined.size)
         async with partial.opened():
             await in_thread(partial.write, joined.head)
             for path, gap, start in zip(paths, joined.gaps, joined.starts, strict=True):
@@ -144,12 +145,12 @@ class PartsPull(Pull):
                 if consume:
                     await in_thread(path.unlink)
             await in_thread(partial.sync)
-        self._progress.file_done(partial.size)
+        self.progress.file_done(partial.size)
         if partial.size != joined.size:
-            raise self._changed(self._source.label)
+            raise self._changed(self.source.label)
 
     async def _installed(self, validator: str) -> Success:
-        partial = self._left.file
+        partial = self.left.file
         return await self._install(partial.path, partial.size, partial.hexdigest(), validator)
 
 
@@ -160,12 +161,12 @@ def _version(paths: Sequence[Path]) -> str:
 class RepositoryPull(Pull):
     """A pull of a model that is a folder, from a repository on a hub."""
 
-    _source: RepositorySource
+    source: RepositorySource
 
     async def _pull(self) -> Success:
-        source, hub = self._source, self._hubs[self._source.hub]
-        self._publish(Status(f"asking {hub.title} for {source.repository}"))
-        listing = await hub.listing(source, self._publish, insecure=self._plan.insecure)
+        source, hub = self.source, self.hubs[self.source.hub]
+        self.publish(Status(f"asking {hub.title} for {source.repository}"))
+        listing = await hub.listing(source, self.publish, insecure=self.plan.insecure)
         if self._is_from_here(listing.commit):
             return await self._already()
         by_path = {file.path: file for file in listing.files}
@@ -181,18 +182,18 @@ class RepositoryPull(Pull):
                 place = hub.file_source(source, listing.commit, file.path)
                 digests[file.path] = await self._fetch_listed(place, file, "hub")
             else:
-                await in_thread(self._left.place(file.path).touch, 0o600)
+                await in_thread(self.left.place(file.path).touch, 0o600)
                 digests[file.path] = _EMPTY
         return await self._finish(digests, total, listing.commit)
 
     def _adopt(self, files: Sequence[RemoteFile]) -> None:
         """Link or copy files from the present model that may be the listed ones."""
-        here = self._left.prepare([file.path for file in files])
+        here = self.left.prepare([file.path for file in files])
         for file in files:
-            present = self._index.path(self._plan.name) / file.path
+            present = self.index.path(self.plan.name) / file.path
             if file.path in here or not present.is_file() or present.stat().st_size != file.size:
                 continue
-            staged = self._left.place(file.path)
+            staged = self.left.place(file.path)
             try:
                 os.link(present, staged)
             except OSError:

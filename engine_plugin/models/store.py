@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.download.events import Success
 from engine_plugin.download.remote import FetchPolicy
-from engine_plugin.download.source import HttpSource, without_secrets
+from engine_plugin.download.source import without_secrets
 from engine_plugin.errors import ModelNotFoundError, ModelUnusableError, PreconditionError, PullError
 from engine_plugin.models.flights import PullFlights
 from engine_plugin.models.hubs import hubs_of, refuse_offline
@@ -45,7 +45,6 @@ from engine_plugin.models.request import (
     FileSources,
     FolderSources,
     LocalSource,
-    PartsSource,
     PullPlan,
     PullRequest,
     StoredSource,
@@ -239,7 +238,7 @@ class ModelStore:
             return await self._plan_copy(request)
         names = await in_thread(self._index.names)
         plan = await in_thread(plan_pull, request, self._sources, self._samples, names)
-        if isinstance(plan.source, HttpSource | PartsSource):
+        if "://" in plan.source.label:
             refuse_offline(self._environ, plan.source.label)
         return plan
 
