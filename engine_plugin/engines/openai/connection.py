@@ -29,7 +29,6 @@ class ServerConnection:
         self.is_released = False
         """Whether calls are rejected until the next `reconnect`."""
         self._finding: SingleFlight[AttachedServer] = SingleFlight("looking for the server")
-        self._model_list: SingleFlight[AttachedServer] = SingleFlight("asking the server for its models")
 
     @property
     def where(self) -> str:
@@ -48,9 +47,9 @@ class ServerConnection:
         return found if found is not None and not _is_stale(found) else await self._look()
 
     async def listed(self, *, for_call: bool = True) -> AttachedServer:
-        """The server with its current models, which can change at any time. Raises like `get`."""
+        """The server, inspected now: its models can change at any time. Raises like `get`."""
         self._require_connected(for_call=for_call)
-        return await self._model_list.run(self._list)
+        return await self._look()
 
     async def reconnect(self) -> None:
         """Find the server and allow calls again after `disconnect`. Raises the errors of `ServerFinder.find`."""
@@ -61,7 +60,6 @@ class ServerConnection:
         """Disconnect until the next `reconnect`; running requests are broken off."""
         self.is_released = True
         await self._finding.cancel()
-        await self._model_list.cancel()
         self.forget()
 
     def forget(self, only: AttachedServer | None = None) -> None:
@@ -80,24 +78,13 @@ class ServerConnection:
         if for_call and self.is_released:
             raise catalogue.ENGINE_NOT_RUNNING.error()
 
-    async def _list(self) -> AttachedServer:
-        known = self.attachment
-        if known is None or _is_stale(known):
-            return await self._look()
-        try:
-            same = await self.finder.refresh_models(known)
-        except EnginePluginError:
-            self.forget(known)
-            raise
-        return known if same else await self._look()
-
     async def _look(self) -> AttachedServer:
         return await self._finding.run(self._find)
 
     async def _find(self) -> AttachedServer:
         before = self.attachment
         try:
-            found = await (self.finder.find() if before is None else self.finder.find_again(before))
+            found = await self.finder.find(before)
         except EnginePluginError:
             self.forget()
             raise

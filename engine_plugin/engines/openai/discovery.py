@@ -68,6 +68,11 @@ class AttachedServer:
         """The server in messages."""
         return f"{self.server.title} at {self.base.url}"
 
+    @property
+    def names(self) -> set[str]:
+        """The names of its models."""
+        return {found.name for found in self.info.models}
+
     def model(self, name: str) -> ModelInfo | None:
         """The model of this name; None if the server does not list it."""
         return next((found for found in self.info.models if found.name == name), None)
@@ -99,13 +104,14 @@ class ServerFinder:
         self.named = BaseUrl.parse(address) if address else None
         """The configured server; None: try the well-known ports of this machine."""
 
-    async def find(self) -> AttachedServer:
-        """Find the server.
+    async def find(self, before: AttachedServer | None = None) -> AttachedServer:
+        """Find and inspect the server; `before` is what was found last.
 
         Raises UnavailableError if none answers, AuthError or PreconditionError for a key problem.
         """
-        if self.named is not None:
-            return await self._attach(self.named, certain=True)
+        known = self.named or (before.base if before is not None else None)
+        if known is not None:
+            return await self._attach(known, certain=self.named is not None, before=before)
         bases = [BaseUrl("http", "127.0.0.1", port) for port in self._ports]
         tried = await asyncio.gather(*(self._try_attach(base) for base in bases))
         found = next((one for one in tried if isinstance(one, AttachedServer)), None)
@@ -123,28 +129,6 @@ class ServerFinder:
         except EnginePluginError as error:
             return error
 
-    async def find_again(self, attachment: AttachedServer) -> AttachedServer:
-        """Inspect the same server again. Raises like `find`."""
-        return await self._attach(self.named or attachment.base, certain=self.named is not None)
-
-    async def refresh_models(self, attachment: AttachedServer) -> bool:
-        """List the models again; False if the server must be inspected again. Raises like `find`."""
-        probe, server = attachment.probe, attachment.server
-        try:
-            await self._list_models(probe, certain=self.named is not None, server=server)
-            fits = probe.models and (self._options.server == server.name or server.matches(probe))
-            info = await server.inspect(probe) if fits else None
-        finally:
-            probe.close()
-        if info is None:
-            return False
-        if {found.name for found in info.models} != {found.name for found in attachment.info.models}:
-            if server.name == "other":
-                return False  # the new models may identify its kind
-            attachment.missing_services.clear()  # a new model may bring a service
-        attachment.info = info
-        return True
-
     async def require_alive(self, attachment: AttachedServer) -> None:
         """Check that the server answers. Raises UnavailableError."""
         base = attachment.base
@@ -157,23 +141,26 @@ class ServerFinder:
         if status >= 500:
             raise _unavailable(base, status, body, attachment.server)
 
-    async def _attach(self, base: BaseUrl, *, certain: bool) -> AttachedServer:
+    async def _attach(self, base: BaseUrl, *, certain: bool, before: AttachedServer | None = None) -> AttachedServer:
         headers = key_headers(self._options, self._environ, base)
         if base.scheme == "https" and self._tls is None:
             self._tls = await in_thread(_tls_context, self._options.ca_file)
         probe = Probe(base, headers, self._tls, self._timeout)
         try:
-            await self._list_models(probe, certain=certain)
+            await self._list_models(probe, certain=certain, server=before.server if before else None)
             server, info = await self._identify(probe)
         finally:
             probe.close()
         retries, backoff = self._options.connect_retries, self._options.connect_backoff
         http = probe.client(resend=False, connect_retries=retries, backoff=backoff)
-        return AttachedServer(probe, server, info, http)
+        found = AttachedServer(probe, server, info, http)
+        if before is not None and found.names == before.names:  # else a new model may bring a service
+            found.missing_services, found.text_only_models = before.missing_services, before.text_only_models
+        return found
 
-    async def _list_models(self, probe: Probe, *, certain: bool, server: ServerAdapter | None = None) -> None:
+    async def _list_models(self, probe: Probe, *, certain: bool, server: ServerAdapter | None) -> None:
         """Find the path of the API and its list of models. `certain`: accept a server that lists none."""
-        base, probe.models = probe.base, ()
+        base = probe.base
         for version in VERSIONS if base.version is None else (base.version,):
             here = base.at_version(version)
             try:
