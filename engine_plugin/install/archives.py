@@ -179,7 +179,7 @@ class _Unpacker:
                     yield from self._tar_member(archive, tar, member)
             if tape.last_block != _TAR_END:
                 raise InstallError(f"{archive.name}: the archive is truncated or damaged. Install again")
-            while tape.skip(_BLOCK):  # the checksum is at the end
+            while tape.read_some(_BLOCK):  # the checksum is at the end
                 yield
 
     def _tar_member(self, archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[None]:
@@ -317,7 +317,7 @@ class _CountingTar:
         if not 0 <= size <= _HEADER_LIMIT:
             raise ValueError(f"a header asks for {size} bytes")
         data = b""
-        while len(data) < size and (more := self._read_some(size - len(data))):
+        while len(data) < size and (more := self.read_some(size - len(data))):
             data += more
         self.last_block = data
         self._empty_reads += not data and size > 0
@@ -328,14 +328,11 @@ class _CountingTar:
     def seek(self, offset: int) -> None:
         if offset < self._at:
             raise ValueError("a header points backwards")
-        while self._at < offset and self.skip(min(_BLOCK, offset - self._at)):
+        while self._at < offset and self.read_some(min(_BLOCK, offset - self._at)):
             pass
 
-    def skip(self, size: int) -> bool:
-        """Skip up to `size` bytes; False at the end."""
-        return bool(self._read_some(size))
-
-    def _read_some(self, size: int) -> bytes:
+    def read_some(self, size: int) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
         data = self._stream.read(size)
         self._at += len(data)
         self._count(len(data))

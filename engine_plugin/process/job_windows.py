@@ -59,18 +59,15 @@ if sys.platform == "win32":
             limits = _ExtendedLimits()
             limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE | _DIE_ON_UNHANDLED_EXCEPTION
             process = wintypes.HANDLE(kernel.OpenProcess(_PROCESS_SET_QUOTA_AND_TERMINATE, False, pid))
-            done = False
-            try:
-                done = kernel.SetInformationJobObject(
-                    self._job, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
-                ) and kernel.AssignProcessToJobObject(self._job, process)
-                if not done:
-                    raise ctypes.WinError(ctypes.get_last_error())
-            finally:
-                if process:
-                    self._close(process)
-                if not done:
-                    self.close()
+            done = kernel.SetInformationJobObject(
+                self._job, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
+            ) and kernel.AssignProcessToJobObject(self._job, process)
+            error = ctypes.WinError(ctypes.get_last_error())
+            if process:
+                self._close(process)
+            if not done:
+                self.close()
+                raise error
 
         def close(self) -> None:
             """Close the handle, which ends all processes in the job."""
