@@ -52,18 +52,16 @@ class ChildProcess(asyncio.SubprocessProtocol):
     _open: set[int] = field(default_factory=lambda: {STDOUT, STDERR}, init=False)
     _closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
-    async def spawn(
-        self, argv: Sequence[str], env: Mapping[str, str], *, stdin: bytes = b"", cwd: str | None = None
-    ) -> None:
-        """Run `argv` with `env`. Raises OSError.
+    async def spawn(self, argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"") -> None:
+        """Run `argv` with `env` in the root directory. Raises OSError.
 
-        `stdin` is written; then stdin stays open until `close_stdin`. Without `cwd` it runs in the root directory.
+        `stdin` is written; then stdin stays open until `close_stdin`.
         """
         await asyncio.get_running_loop().subprocess_exec(
             lambda: self,
             *argv,
             env={**env, guard.PARENT_VARIABLE: str(os.getpid())},
-            cwd=cwd or _NEUTRAL,
+            cwd=_NEUTRAL,
             **tree.SPAWN_OPTIONS,
         )
         if sys.platform == "win32":

@@ -82,7 +82,6 @@ class Command:
     argv: Sequence[str]
     env: Mapping[str, str]
     stdin: bytes = b""
-    cwd: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +310,7 @@ class EngineProcess(ABC):
         command = self.command()
         try:
             env = {**command.env, TOKEN_VARIABLE: self._ticket.token}
-            await run.spawn(command.argv, env, stdin=command.stdin, cwd=command.cwd)
+            await run.spawn(command.argv, env, command.stdin)
         except OSError as error:
             reason = files_in_use(error) if error.errno in NO_FILES else error.strerror or error
             run.failure = f"{self.name}: cannot run {error.filename or command.argv[0]}: {reason}"

@@ -71,7 +71,7 @@ class Spawner:
         def some(*names: str) -> dict[str, Any]:
             return {name: changes.pop(name) for name in names if name in changes}
 
-        command = Command(**({"argv": [*CHILD, *actions], "env": self.env} | some("argv", "stdin", "cwd")))
+        command = Command(**({"argv": [*CHILD, *actions], "env": self.env} | some("argv", "stdin")))
         limits: dict[str, Any] = {"start_timeout": LIMIT, "start_limit": 2 * LIMIT, "stop_timeout": pace(5.0)}
         limits |= {"restart": RestartPolicy(limit=0)}
         limits |= some("start_timeout", "start_limit", "stop_timeout", "health", "restart")
