@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import PLUGIN_DIR
 from engine_plugin.goplugin import serve
-from engine_plugin.goplugin.plugin import HostedPlugin
 from engine_plugin.protocol.handshake import COOKIE
+from engine_plugin.server.seam import HostedPlugin
 from engine_plugin.system.utf8 import begin_in_utf8
 
 if TYPE_CHECKING:

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING
 from engine_plugin.goplugin.handshake import RUN_BY_HAND, HostEnv, is_hosted
 
 if TYPE_CHECKING:
-    from engine_plugin.goplugin.plugin import Load
+    from collections.abc import Awaitable, Callable
+    from typing import TypeAlias
+
     from engine_plugin.goplugin.watchdog import LastResort
     from engine_plugin.protocol.handshake import Cookie
+    from engine_plugin.server.seam import HostedPlugin
+
+    Load: TypeAlias = Callable[[], Awaitable[HostedPlugin]]
 
 __all__ = ["run"]
 

@@ -21,13 +21,12 @@ from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from engine_plugin.goplugin.handshake import HostEnv
-    from engine_plugin.goplugin.plugin import HostedPlugin, Load
     from engine_plugin.goplugin.stdout import StandardOutput
     from engine_plugin.goplugin.watchdog import LastResort
-    from engine_plugin.server.seam import RpcServer
+    from engine_plugin.server.seam import HostedPlugin, RpcServer
 
 __all__ = ["Session"]
 
@@ -60,7 +59,7 @@ class Session:
             self._loop.call_soon_threadsafe(self._set_stopped, reason)
         self._last_resort.arm(_END_LIMIT)
 
-    async def run(self, load: Load, parent: int) -> None:
+    async def run(self, load: Callable[[], Awaitable[HostedPlugin]], parent: int) -> None:
         """Run the session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""
         self._stop_on_signals()
         watch_host(parent, lambda: self.stop("the host has died"))

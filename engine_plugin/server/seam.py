@@ -10,14 +10,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from typing import Any
 
     from google.protobuf.descriptor import ServiceDescriptor
     from google.protobuf.message import Message
 
     from engine_plugin.errors import EnginePluginError
 
-__all__ = ["Call", "HostGone", "RpcError", "RpcServer", "RpcService", "Status"]
+__all__ = ["Call", "HostGone", "HostedPlugin", "RpcError", "RpcServer", "RpcService", "Status"]
 
 
 class Status(Enum):
@@ -81,6 +82,17 @@ class RpcService(NamedTuple):
 
     descriptor: ServiceDescriptor
     servicer: object
+
+
+class HostedPlugin(NamedTuple):
+    """A plugin that is ready to be served: its gRPC services, and how to close it.
+
+    The services are read once, before the handshake, and served beside go-plugin's. `aclose` stops the engine and
+    releases everything; under a host it is cancelled after 1.2 s, when the process exits.
+    """
+
+    services: Sequence[RpcService]
+    aclose: Callable[[], Coroutine[Any, Any, None]]
 
 
 class RpcServer(Protocol):

@@ -18,9 +18,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.goplugin.plugin import HostedPlugin
 from engine_plugin.goplugin.serve import run
 from engine_plugin.protocol.handshake import COOKIE
+from engine_plugin.server.seam import HostedPlugin
 
 if TYPE_CHECKING:
     from engine_plugin.server.seam import Call

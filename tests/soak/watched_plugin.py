@@ -13,8 +13,8 @@ from pathlib import Path
 
 from engine_plugin import app
 from engine_plugin.goplugin import serve
-from engine_plugin.goplugin.plugin import HostedPlugin
 from engine_plugin.protocol.handshake import COOKIE
+from engine_plugin.server.seam import HostedPlugin
 from tests.soak import inside
 
 __all__ = ["RUNNER_SOCKET_VARIABLE", "SOCKET_VARIABLE", "main"]
