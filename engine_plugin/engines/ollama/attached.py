@@ -203,17 +203,13 @@ def _key_header(address: ServerAddress, options: OllamaOptions, environ: Mapping
     if not key or address.is_loopback:
         return {}
     if not is_header_value(key):
-        log.warning("the key in %s is not sent: it has characters that a header must not have", options.key_variable)
-        return {}
-    if address.scheme != "https" and not options.allow_plain_http:
-        log.warning(
-            "the key in %s is not sent to %s over http, which is not encrypted. Use https, or set "
-            "engine.allow_plain_http: true in plugin.yaml",
-            options.key_variable,
-            address.url,
-        )
-        return {}
-    return {"authorization": f"Bearer {key}"}
+        reason = "it has characters that a header must not have"
+    elif address.scheme != "https" and not options.allow_plain_http:
+        reason = "http is not encrypted. Use https, or set engine.allow_plain_http: true in plugin.yaml"
+    else:
+        return {"authorization": f"Bearer {key}"}
+    log.warning("the key in %s is not sent to %s: %s", options.key_variable, address.url, reason)
+    return {}
 
 
 def _log_of(address: ServerAddress) -> str:

@@ -48,14 +48,16 @@ def _lines(middle: bytes) -> re.Pattern[bytes]:
     return re.compile(_HEAD + middle + _END, re.MULTILINE)
 
 
-# The lines of text as Ollama writes them. All others are parsed.
-_CONTENT_LINES = {
-    "chat": _lines(_MESSAGE + b"(" + _TEXT + rb")\}"),
-    "generate": _lines(rb'"response":(' + _TEXT + b")"),
-}
-_THINKING_LINES = {
-    "chat": _lines(_MESSAGE + rb'"","thinking":(' + _TEXT + rb")\}"),
-    "generate": _lines(rb'"response":"","thinking":(' + _TEXT + b")"),
+# The lines of text as Ollama writes them, by their fields in events. All others are parsed.
+_LINES = {
+    "chat": {
+        "content": _lines(_MESSAGE + b"(" + _TEXT + rb")\}"),
+        "reasoning_content": _lines(_MESSAGE + rb'"","thinking":(' + _TEXT + rb")\}"),
+    },
+    "generate": {
+        "text": _lines(rb'"response":(' + _TEXT + b")"),
+        "reasoning_content": _lines(rb'"response":"","thinking":(' + _TEXT + b")"),
+    },
 }
 
 
@@ -79,12 +81,9 @@ class ChoiceWriter:
         self._logprobs: list[dict[str, Any]] = []  # of text that the parser holds back
         self._completion = CompletionLogprobs()
         self._field = "content" if service == "chat" else "text"
-        self._around = {field: self._around_text(field) for field in (self._field, "reasoning_content")}
+        self._around = {field: self._around_text(field) for field in _LINES[service]}
         self._converted = tuple(before for before, _ in self._around.values())
-        self._forms = (
-            (_CONTENT_LINES[service], self._inserter(self._field)),
-            (_THINKING_LINES[service], self._inserter("reasoning_content")),
-        )
+        self._forms = [(pattern, self._inserter(field)) for field, pattern in _LINES[service].items()]
         self._first = self._event({"role": "assistant", "content": ""}) if service == "chat" else b""
         """The event before all others, until it is written."""
 

@@ -114,10 +114,9 @@ class ManagedServer:
 
     async def version(self) -> str:
         """The version of the running server, else of the installed one. Raises EngineNotInstalledError."""
-        process = self._process
-        if process is not None and process.version:
-            return process.version
-        program = process.backend if process is not None else await in_thread(self._software.find)
+        if self._process is not None and self._process.version:
+            return self._process.version
+        program = await in_thread(self._software.find)
         return program.version or str((await self._software.probe(program))["version"])
 
     async def init_env(self) -> None:
