@@ -105,12 +105,8 @@ class OllamaEngine(Engine):
 
     async def _client_for_change(self) -> OllamaClient:
         """The client for pulls and deletes, which start the managed server if there is no attached one."""
-        if (
-            not self._stopped
-            and not self._managed.running
-            and await self._attached.find() is None
-            and await self._can_manage()
-        ):
+        idle = not (self._stopped or self._managed.running)
+        if idle and await self._attached.find() is None and await self._can_manage():
             await self.start("auto")
         return await self._client()
 
@@ -129,12 +125,10 @@ class OllamaEngine(Engine):
     async def check(self) -> EngineCheck:
         if await self._is_attached():
             return EngineCheck(installed=True, detail=self._attached.description)
-        managed = await self._managed.check()
-        if self._options.server == "attach" or not (
-            managed.installed or self._options.server == "manage" or self._options.ollama
-        ):
-            return EngineCheck(False, str(self._attached.unreachable()))
-        return managed
+        server, managed = self._options.server, await self._managed.check()
+        if server == "manage" or (server == "auto" and (managed.installed or self._options.ollama)):
+            return managed
+        return EngineCheck(False, str(self._attached.unreachable()))
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
         if await self._is_attached():
@@ -308,10 +302,8 @@ class OllamaEngine(Engine):
         model = await self._models.get(client, name)
         wanted = FEATURE_OF_SERVICE[service]
         if wanted not in model.capabilities.features:
-            kind = f"{model.kind} ({', '.join(model.capabilities.features)})"
-            raise catalogue.MODEL_KIND_MISMATCH.error(
-                model=model.name, kind=kind, service=service, wanted=_KIND_WORDS[wanted]
-            )
+            kind, needed = f"{model.kind} ({', '.join(model.capabilities.features)})", _KIND_WORDS[wanted]
+            raise catalogue.MODEL_KIND_MISMATCH.error(model=model.name, kind=kind, service=service, wanted=needed)
         self._users[model.name] += 1
         try:
             facts = self._models.facts(model, native=_is_native(self.manifest.service(service)))
