@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +16,6 @@ from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirect
 from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.ollama.address import configured_address
 from engine_plugin.engines.ollama.attached import AttachedServer
-from engine_plugin.engines.ollama.client import OllamaClient, StoppedBeforeAnswerError
 from engine_plugin.engines.ollama.exchange import Exchange
 from engine_plugin.engines.ollama.managed import ManagedServer
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.address import ServerAddress
+    from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.messages import BidiMessage
@@ -261,29 +261,15 @@ class OllamaEngine(Engine):
         return await self._models.default(await self._client(), service)
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
-        while True:
-            try:
-                async with self._exchange(service, request["model"]) as (exchange, model):
-                    if service == "speech-to-text":
-                        return await transcribe(self._speech, exchange, model, request)
-                    return await exchange.call(request)
-            except StoppedBeforeAnswerError:
-                if not self._managed.running:
-                    raise
+        async with self._exchange(service, request["model"]) as (exchange, model):
+            if service == "speech-to-text":
+                return await transcribe(self._speech, exchange, model, request)
+            return await exchange.call(request)
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
-        while True:
-            async with AsyncExitStack() as held:
-                try:
-                    exchange, _ = await held.enter_async_context(self._exchange(service, request["model"]))
-                    chunks = await held.enter_async_context(exchange.stream(request))
-                except StoppedBeforeAnswerError:  # the server was replaced while the request waited
-                    if not self._managed.running:
-                        raise
-                    continue
-                yield chunks
-                return
+        async with self._exchange(service, request["model"]) as (exchange, _), exchange.stream(request) as chunks:
+            yield chunks
 
     def converse(
         self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
@@ -307,7 +293,7 @@ class OllamaEngine(Engine):
         self._users[model.name] += 1
         try:
             facts = self._models.facts(model, native=_is_native(self.manifest.service(service)))
-            yield Exchange(client, service, facts), model.name
+            yield Exchange(client, service, facts, self._managed.client), model.name
         except ModelNotFoundError:
             self._models.invalidate()  # deleted on the server
             raise

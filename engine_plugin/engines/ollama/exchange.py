@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.engines.ollama import answers, requests
+from engine_plugin.engines.ollama.client import StoppedBeforeAnswerError
 from engine_plugin.engines.ollama.events import ChoiceWriter, NativeWriter, usage_event
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.transport.answers import ANSWER_LIMIT, drained
@@ -19,7 +20,7 @@ from engine_plugin.transport.posting import PostingClient
 from engine_plugin.transport.sse import DONE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.engines.ollama.client import OllamaClient
@@ -36,10 +37,18 @@ class Exchange(PostingClient):
     through it.
     """
 
-    def __init__(self, client: OllamaClient, service: str, facts: ModelFacts) -> None:
+    def __init__(
+        self,
+        client: OllamaClient,
+        service: str,
+        facts: ModelFacts,
+        replacement: Callable[[], Awaitable[OllamaClient]],
+    ) -> None:
+        """`replacement` gives the client of the server that replaces a stopped one. Raises UnavailableError."""
         self._client = client
         self._service = service
         self._facts = facts
+        self._replacement = replacement
 
     async def call(self, request: dict[str, Any]) -> bytes:
         """The answer as one JSON object. Raises what the server's errors map to."""
@@ -69,8 +78,15 @@ class Exchange(PostingClient):
     def _sent(self, request: dict[str, Any]) -> AbstractAsyncContextManager[HttpResponse]:
         return self.post_json(*requests.upstream_request(self._service, request, self._facts))
 
-    def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
-        return self._client.request("POST", path, body, content_type, model=self._facts.name)
+    @asynccontextmanager
+    async def _posted(self, path: str, body: bytes, content_type: str) -> AsyncIterator[HttpResponse]:
+        try:
+            async with self._client.request("POST", path, body, content_type, model=self._facts.name) as response:
+                yield response
+        except StoppedBeforeAnswerError:  # the server was replaced while the request waited
+            self._client = await self._replacement()
+            async with self._posted(path, body, content_type) as response:
+                yield response
 
     async def _events(
         self, first: HttpResponse, others: list[dict[str, Any]], request: dict[str, Any]

@@ -13,7 +13,7 @@ from engine_plugin.engines.ollama.exchange import Exchange
 from engine_plugin.transport.http1 import Http1Client
 from tests.engines.ollama.contract.handle import ContractServer
 
-from .shapes import facts_of
+from .shapes import facts_of, no_replacement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -56,7 +56,7 @@ class ServiceClient:
             return b"".join([block async for block in blocks])
 
     def _exchange(self, service: str, request: dict[str, Any], facts: ModelFacts | None) -> Exchange:
-        return Exchange(self.client, service, facts or facts_of(request["model"]))
+        return Exchange(self.client, service, facts or facts_of(request["model"]), no_replacement)
 
 
 @pytest_asyncio.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 from engine_plugin.engines.ollama.models import ModelFacts
 from engine_plugin.transport.sse import event_data
 
-__all__ = ["chat", "chat_line", "data_of", "facts_of", "joined", "line"]
+__all__ = ["chat", "chat_line", "data_of", "facts_of", "joined", "line", "no_replacement"]
 
 
 def facts_of(
@@ -21,6 +21,11 @@ def facts_of(
 ) -> ModelFacts:
     """Facts of a model; without `features` its features are unknown. `options` are `num_ctx` and `num_thread`."""
     return ModelFacts(name, frozenset(features), parameter_size, options, keep_alive, native)
+
+
+async def no_replacement() -> NoReturn:
+    """The server of a test is replaced by no other one."""
+    raise AssertionError
 
 
 def chat(content: Any = "hello", model: str = "tiny-chat:latest", **more: Any) -> dict[str, Any]:

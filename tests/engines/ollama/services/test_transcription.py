@@ -22,7 +22,7 @@ from engine_plugin.transport.http1 import Http1Client
 from tests.patience import LIMIT
 from tests.speech.sounds import encoded, silence, speech, wav
 
-from .shapes import facts_of
+from .shapes import facts_of, no_replacement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -40,7 +40,7 @@ SPEECH = SpeechServices("/v1", Decoder(None, {}), Path())
 
 
 async def answer(client: OllamaClient, request: dict[str, Any], facts: ModelFacts) -> bytes:
-    return await transcribe(SPEECH, Exchange(client, "speech-to-text", facts), facts.name, request)
+    return await transcribe(SPEECH, Exchange(client, "speech-to-text", facts, no_replacement), facts.name, request)
 
 
 async def transcribed(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class LiveSession:
             raise UnavailableError(f"{name} is not here")
         self.held += 1
         try:
-            yield Exchange(self._ask.client, "speech-to-text-ws", AUDIO), AUDIO.name
+            yield Exchange(self._ask.client, "speech-to-text-ws", AUDIO, no_replacement), AUDIO.name
         finally:
             self.held -= 1
 
