@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.conversation import SERVICE, Conversation, Picture, Settings, answer
+from engine_plugin.cli.conversation import SERVICE, Conversation, Picture, Settings
 from engine_plugin.cli.files import STANDARD, read_bytes, read_text
 from engine_plugin.cli.options import Command, model_options
-from engine_plugin.cli.output import print_json
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.session import serving
-from engine_plugin.cli.terminal import AnswerPrinter, print_answer
+from engine_plugin.cli.terminal import show_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,12 +85,7 @@ async def _answer_once(
     settings = conversation.settings
     async with serving(options, SERVICE, settings.model, auto_pull=auto_pull) as (client, settings.model):
         try:
-            if not options.json:
-                await print_answer(client, conversation, prompt, pictures, AnswerPrinter())
-                return
-            async with aclosing(answer(client, conversation.spec, conversation.request(prompt, pictures))) as events:
-                async for event in events:
-                    print_json(event)
+            await show_answer(client, conversation, prompt, pictures, as_json=options.json)
         except BrokenPipeError:
             _stop_writing()
 

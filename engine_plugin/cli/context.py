@@ -10,6 +10,8 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from engine_plugin.manifest import Manifest
+
 __all__ = ["COMPLETE", "Options", "advised"]
 
 COMPLETE = "_ENGINE_PLUGIN_COMPLETE"
@@ -25,8 +27,8 @@ class Options:
     """The value of --plugin for proposed commands, "" for none."""
     json: bool = False
     verbose: bool = False
-    noted: set[str] = field(default_factory=set, repr=False)
-    """The notes about the choice of the plugin that were printed."""
+    manifest: Manifest | None = field(default=None, repr=False)
+    """The chosen plugin's manifest, once `plugins.chosen_manifest` has loaded it."""
 
     def advice(self, text: str) -> str:
         """Return the message with commands that can be run here, on the chosen plugin."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
     from engine_plugin.manifest import ServiceSpec
 
-__all__ = ["SERVICE", "Conversation", "Picture", "Piece", "Settings", "answer", "piece_of"]
+__all__ = ["SERVICE", "Conversation", "Picture", "Piece", "Settings", "piece_of"]
 
 SERVICE = "chat"
 """The service that answers."""
@@ -58,6 +58,8 @@ class Conversation:
 
     spec: ServiceSpec
     settings: Settings
+    timeout: float | None = None
+    """Seconds for an answer; None leaves the deadline to the plugin."""
     _said: list[dict[str, Any]] = field(default_factory=list)
 
     def request(self, prompt: str, pictures: Sequence[Picture] = ()) -> dict[str, Any]:
@@ -81,6 +83,24 @@ class Conversation:
             request |= given
         return request
 
+    async def answer(
+        self, client: PluginClient, prompt: str, pictures: Sequence[Picture] = ()
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Send the prompt and yield the events of the answer as they arrive.
+
+        The whole answer is one event if the service does not stream. Closing the iterator (`contextlib.aclosing`) or
+        cancelling the task stops the engine's work.
+        """
+        from engine_plugin.host import events
+
+        request = self.request(prompt, pictures)
+        if not self.spec.capabilities.support_streaming:
+            yield await client.invoke(SERVICE, request, timeout=self.timeout)
+            return
+        async with client.stream(SERVICE, request | {"stream": True}, timeout=self.timeout) as chunks:
+            async for event in events(chunks):
+                yield event
+
     def keep(self, prompt: str, pictures: Sequence[Picture], text: str) -> None:
         """Add a turn: the prompt and the text of the answer, without its thinking."""
         self._said += [self._message(prompt, pictures), {"role": "assistant", "content": text}]
@@ -96,23 +116,6 @@ class Conversation:
             return {"role": "user", "content": prompt, "images": [_base64(picture) for picture in pictures]}
         parts = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
         return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
-
-
-async def answer(
-    client: PluginClient, spec: ServiceSpec, request: Mapping[str, Any]
-) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the events of an answer as they arrive; the whole answer as one event if the service does not stream.
-
-    Closing the iterator (`contextlib.aclosing`) or cancelling the task stops the engine's work.
-    """
-    from engine_plugin.host import events
-
-    if not spec.capabilities.support_streaming:
-        yield await client.invoke(SERVICE, dict(request))
-        return
-    async with client.stream(SERVICE, {**request, "stream": True}) as chunks:
-        async for event in events(chunks):
-            yield event
 
 
 def piece_of(event: Mapping[str, Any]) -> Piece:

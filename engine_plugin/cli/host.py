@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.conversation import SERVICE, Conversation, Settings, piece_of
+from engine_plugin.cli.conversation import SERVICE, Conversation, Settings
 from engine_plugin.cli.options import Group
-from engine_plugin.cli.output import as_shown, print_json, print_table, say
+from engine_plugin.cli.output import print_json, print_table, say
+from engine_plugin.cli.terminal import show_answer
 
 if TYPE_CHECKING:
     from engine_plugin.cli.context import Options
@@ -115,22 +116,15 @@ async def chat(
     **settings: Any,
 ) -> None:
     """Launch plugin NAME of DIR, start its engine and stream the answer to PROMPT."""
-    from engine_plugin.host import PluginRegistry, events
+    from engine_plugin.host import PluginRegistry
 
     options.named = str(directory / name)
     registry = PluginRegistry.discover(directory)
     spec = registry.manifest(name).service(SERVICE)
-    request = Conversation(spec, Settings(**settings)).request(prompt) | {"stream": True}
+    conversation = Conversation(spec, Settings(**settings), timeout)
     async with await registry.launch(name, start_timeout=start_timeout) as plugin:
         await plugin.start_engine()
-        async with plugin.stream(SERVICE, request, timeout=timeout) as chunks:
-            async for event in events(chunks):
-                if options.json:
-                    print_json(event)
-                else:
-                    click.echo(as_shown(piece_of(event).text), nl=False)
-    if not options.json:
-        click.echo()
+        await show_answer(plugin, conversation, prompt, as_json=options.json)
 
 
 def _parse(text: str) -> Any:

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from engine_plugin.redaction import redacted
 from engine_plugin.system.utf8 import begin_in_utf8, speak_utf8
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["EXIT_CODES", "cli", "main"]
 
@@ -45,29 +46,21 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 _MAX_LINES = 2
 
 
-class _Commands(Group):
-    """Imports a command's module only when that command runs."""
+class _Commands(Mapping[str, click.Command]):
+    """The commands by name. A command's module is imported when the command is first used."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Resolve as click does, and suggest names of commands whose modules are not imported."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.exceptions.NoSuchCommand as error:
-            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
-
-    def list_commands(self, _ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
+    def __getitem__(self, name: str) -> click.Command:
         command: click.Command = getattr(import_module(f"engine_plugin.cli.{COMMANDS[name]}"), name)
         return command
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@click.group(cls=Group, commands=_Commands(), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="engine-plugin")
 def cli() -> None:
     """Run, inspect and call plugins that put a local AI engine under a host's control."""

@@ -235,9 +235,8 @@ async def _fitting(
     """Return the model's listed name and the services for which it becomes the default."""
     async with plugin(options) as client:
         entry = await entry_of(client, name)
-    services = services or _services_for(entry, manifest)
     _refuse_other_kinds(entry, services)
-    return entry["name"], services
+    return entry["name"], services or _services_for(entry, manifest)
 
 
 def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:

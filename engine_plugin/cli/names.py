@@ -7,7 +7,9 @@ import os
 from typing import TYPE_CHECKING
 
 from engine_plugin.cli.context import Options
+from engine_plugin.cli.logs import set_up_logging
 from engine_plugin.cli.plugins import bundled_plugins, chosen_manifest
+from engine_plugin.errors import EnginePluginError
 
 if TYPE_CHECKING:
     import click
@@ -23,9 +25,6 @@ _PATIENCE = 1.0
 
 def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the model names, from the running server or else from a plugin launched for this."""
-    from engine_plugin.cli.logs import set_up_logging
-    from engine_plugin.errors import EnginePluginError
-
     set_up_logging()
     try:
         names = asyncio.run(_models(_options(ctx)))
@@ -50,8 +49,6 @@ def _patience() -> float:
 
 def service_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the services that the chosen plugin declares."""
-    from engine_plugin.errors import EnginePluginError
-
     try:
         services = chosen_manifest(_options(ctx)).services
     except (EnginePluginError, OSError):

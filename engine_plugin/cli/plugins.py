@@ -43,9 +43,11 @@ def chosen_manifest(options: Options) -> Manifest:
     from engine_plugin.manifest import load_manifest
     from engine_plugin.system.trust import require_data_dir
 
-    manifest = load_manifest(chosen_manifest_file(options))
-    require_data_dir(manifest.data_dir)
-    return manifest
+    if options.manifest is None:
+        manifest = load_manifest(chosen_manifest_file(options))
+        require_data_dir(manifest.data_dir)
+        options.manifest = manifest
+    return options.manifest
 
 
 def chosen_manifest_file(options: Options) -> Path:
@@ -63,16 +65,15 @@ def chosen_manifest_file(options: Options) -> Path:
             )
         return file
     try:
-        return find_manifest([Path.cwd()], passed_over=lambda text: _note(options, text))
+        return find_manifest([Path.cwd()], passed_over=_note)
     except (ManifestError, OSError):
         return _default_file()
 
 
-def _note(options: Options, text: str) -> None:
-    """Print a note about the choice of the plugin to standard error, once, and never during completion."""
-    if text not in options.noted and COMPLETE not in os.environ:
+def _note(text: str) -> None:
+    """Print a note about the choice of the plugin to standard error, but not during completion."""
+    if COMPLETE not in os.environ:
         say(text)
-    options.noted.add(text)
 
 
 def _in_the_environment() -> Path | None:

@@ -17,11 +17,12 @@ import click
 
 from engine_plugin import catalogue
 from engine_plugin.cli.listener import listening
+from engine_plugin.cli.logs import set_up_logging
 from engine_plugin.cli.options import Command
-from engine_plugin.cli.output import print_json, say
+from engine_plugin.cli.output import report, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import DeadlineError, PreconditionError
-from engine_plugin.system.addresses import SOCKET_PATH_LIMIT, grpc_target, is_loopback, unix_path
+from engine_plugin.system.addresses import SOCKET_PATH_LIMIT, grpc_target, host_of, is_loopback, unix_path
 from engine_plugin.waiting import handling_signals, run_to_the_end
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ __all__ = ["LOG_VARIABLE", "serve"]
 # Set by `engine start`: the log file, which the record passes on to `engine status`.
 LOG_VARIABLE = "ENGINE_PLUGIN_SERVER_LOG"
 
-_SERVED = "address already in use"
 _ENGINE_STOP = 30.0  # seconds; the bound of the engine's own stop is well below
 _LAST_PORT = 65535
 
@@ -45,8 +45,6 @@ _LAST_PORT = 65535
 @click.option("--allow-remote", is_flag=True, help="Allow an address that other machines can reach. There is no TLS.")
 def serve(options: Options, address: str | None, allow_remote: bool) -> None:
     """Serve the plugin without a host until Ctrl-C or SIGTERM, then stop the engine."""
-    from engine_plugin.cli.logs import set_up_logging
-
     if address is not None:
         _check_form(address)
     if address is not None and not allow_remote and unix_path(address) is None and not is_loopback(address):
@@ -141,11 +139,9 @@ def _announce(options: Options, manifest: Manifest, address: str) -> None:
         address = f"unix:{Path(path).absolute()}"
     where = address if path is None else grpc_target(address).replace("unix:", "unix://", 1)
     grpcurl = f"grpcurl -plaintext {where} protocol.ProviderService/GetManifest"
-    if options.json:
-        print_json({"plugin": manifest.provider.name, "address": address, "pid": os.getpid(), "grpcurl": grpcurl})
-        return
-    click.echo(f"serving {manifest.provider.name} at {address}")
-    click.echo(f"try: {grpcurl}")
+    name = manifest.provider.name
+    value = {"plugin": name, "address": address, "pid": os.getpid(), "grpcurl": grpcurl}
+    report(options, value, f"serving {name} at {address}", f"try: {grpcurl}")
 
 
 def _check_form(address: str) -> None:
@@ -163,20 +159,31 @@ def _free(address: str) -> str:
     gRPC would replace the socket of a running server by its own.
     """
     name = unix_path(address)
-    if name is None:
-        _refuse_taken_port(address)
-        return address
-    if sys.platform == "win32":
-        return address
-    path = Path(name)
-    _check_place(address, path)
-    if path.exists() and not path.is_socket():
-        raise catalogue.ADDRESS_TAKEN.error(address=address, holder="path exists and is not a socket")
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-        probe.settimeout(1)
-        probe.connect(str(path))
-        raise catalogue.ADDRESS_TAKEN.error(address=address, holder=_SERVED)
+    if name is not None:
+        if sys.platform == "win32":
+            return address
+        path = Path(name)
+        _check_place(address, path)
+        if path.exists() and not path.is_socket():
+            raise catalogue.ADDRESS_TAKEN.error(address=address, holder="path exists and is not a socket")
+    if _is_served(address):
+        raise catalogue.ADDRESS_TAKEN.error(address=address, holder="address already in use")
     return address
+
+
+def _is_served(address: str) -> bool:
+    """Return whether a server accepts connections at the address."""
+    path = unix_path(address)
+    try:
+        if path is None:
+            socket.create_connection((host_of(address), int(address.rpartition(":")[2])), timeout=1).close()
+        elif sys.platform != "win32":
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1)
+                probe.connect(path)
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _check_place(address: str, path: Path) -> None:
@@ -192,12 +199,3 @@ def _check_place(address: str, path: Path) -> None:
         raise PreconditionError(f"{address}: {path.parent} is not a directory. Create it: mkdir -p -m 700 {folder}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PreconditionError(f"{address}: no write permission for {path.parent}. Choose another --address")
-
-
-def _refuse_taken_port(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    with (
-        contextlib.suppress(OSError, ValueError, OverflowError),
-        socket.create_connection((host.strip("[]"), int(port)), timeout=1),
-    ):
-        raise catalogue.ADDRESS_TAKEN.error(address=address, holder=_SERVED)

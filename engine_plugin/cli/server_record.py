@@ -129,13 +129,11 @@ class ServerRecordStore:
         """Return whether a server holds the lock, even if it has not written its record yet."""
         from filelock import Timeout
 
-        lock = self.lock
         try:
-            lock.acquire()
+            with self.lock:
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
     def find(self) -> ServerRecord | None:
         """Return the record of the running server, if there is one. Called by every command that can use it."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine_plugin.cli.conversation import answer, piece_of
-from engine_plugin.cli.output import as_shown, say
+from engine_plugin.cli.conversation import piece_of
+from engine_plugin.cli.output import as_shown, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine_plugin.cli.conversation import Conversation, Picture, Piece
     from engine_plugin.host import PluginClient
 
-__all__ = ["AnswerPrinter", "print_answer", "waiting"]
+__all__ = ["AnswerPrinter", "print_answer", "show_answer", "waiting"]
 
 _CUT_OFF = "length"
 
@@ -82,8 +82,7 @@ async def print_answer(
     finish = ""
     try:
         with waiting("waiting for the model") as begun:
-            request = conversation.request(prompt, pictures)
-            async with aclosing(answer(client, conversation.spec, request)) as events:
+            async with aclosing(conversation.answer(client, prompt, pictures)) as events:
                 async for event in events:
                     piece = piece_of(event)
                     finish = piece.finish or finish
@@ -94,3 +93,15 @@ async def print_answer(
         printer.end()
     if finish == _CUT_OFF:
         say("(truncated: the answer reached --max-tokens or the model's context length)")
+
+
+async def show_answer(
+    client: PluginClient, conversation: Conversation, prompt: str, pictures: Sequence[Picture] = (), *, as_json: bool
+) -> None:
+    """Send the prompt and print the answer's text, or its events as lines of JSON. Raises as `print_answer`."""
+    if not as_json:
+        await print_answer(client, conversation, prompt, pictures, AnswerPrinter())
+        return
+    async with aclosing(conversation.answer(client, prompt, pictures)) as events:
+        async for event in events:
+            print_json(event)

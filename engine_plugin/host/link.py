@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -82,16 +83,18 @@ def sendable(message: Message) -> Message:
     return message
 
 
+@dataclass(eq=False)
 class Link:
     """A channel, and the process of a launched plugin. Closed by its PluginClient."""
 
-    def __init__(self, name: str, address: str, channel: grpc.aio.Channel, process: PluginProcess | None) -> None:
-        self.name = name
-        self.address = address
-        self.channel = channel
-        self.process = process
-        self.closed = False
-        self._rpcs = {rpc.name: method(channel, rpc) for rpc in SERVICE.methods}
+    name: str
+    address: str
+    channel: grpc.aio.Channel
+    process: PluginProcess | None
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._rpcs = {rpc.name: method(self.channel, rpc) for rpc in SERVICE.methods}
 
     def open(self, rpc: str, *request: Message, timeout: float | None) -> Any:
         """Start a call and return its grpc.aio object. Raises PluginProcessError if the link is closed."""

@@ -78,9 +78,12 @@ class PluginProcess(asyncio.SubprocessProtocol):
         """The exit status, negative for a signal, None while the process runs."""
         return self._transport.get_returncode()
 
-    def log_output(self, text: str) -> None:
-        """Log a line that arrived over go-plugin's stdio stream."""
-        self._take(text)
+    def log_output(self, line: str) -> None:
+        """Log a line of the plugin's output, from its pipes or from go-plugin's stdio stream."""
+        try:
+            self._log.add(line)
+        except Exception:  # noqa: BLE001 - a caller's on_log must not stop the draining of the pipe
+            _log.exception("on_log failed for a line of plugin %r", self.name)
 
     async def handshake(self, auto_mtls: bool = False) -> Handshake:
         """Wait for the handshake line, without a bound. Raises PluginProcessError for an invalid line or an exit."""
@@ -109,7 +112,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
         try:
             if not await self.wait(grace):
                 if grace > 0:
-                    self._take(f"[WARN] plugin {self.name!r} did not exit within {grace:g} s; killing it")
+                    self.log_output(f"[WARN] plugin {self.name!r} did not exit within {grace:g} s; killing it")
                 self._transport.kill()
                 await self.wait(_REAPED)
         finally:
@@ -162,13 +165,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
         if fd == _STDOUT and not self._first_line.done():
             self._first_line.set_result(line)
         else:
-            self._take(line)
-
-    def _take(self, line: str) -> None:
-        try:
-            self._log.add(line)
-        except Exception:  # noqa: BLE001 - a caller's on_log must not stop the draining of the pipe
-            _log.exception("on_log failed for a line of plugin %r", self.name)
+            self.log_output(line)
 
 
 def _cannot_run(name: str, command: Sequence[str], cwd: Path | None, error: OSError) -> str:

@@ -14,6 +14,7 @@ __all__ = ["EventSplitter", "events"]
 _DONE = b"[DONE]"
 _EVENT = "an event of the stream"
 _BOM = b"\xef\xbb\xbf"
+_LINE_ENDS = (b"\n", b"\r\n", b"\r")
 
 
 class EventSplitter:
@@ -43,30 +44,20 @@ class EventSplitter:
 
     def close(self) -> list[bytes]:
         """Return the last event at the end of the stream; many servers omit its blank line."""
-        complete = self._take_lines(final=True)
-        self._line(bytes(self._rest))
-        self._rest.clear()
-        return complete + self._dispatch()
+        return self._take_lines(final=True) + self._dispatch()
 
     def _take_lines(self, *, final: bool) -> list[bytes]:
-        text = bytes(self._rest)
-        # A CR at the end can be the first half of a CRLF: keep it until the next chunk.
-        held = b"\r" if text.endswith(b"\r") and not final else b""
-        text = text.removesuffix(held)
-        *lines, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._rest = bytearray(rest + held)
+        lines = bytes(self._rest).splitlines(keepends=True)
+        # A CR at the end can be the first half of a CRLF: keep the line until the next chunk.
+        self._rest = bytearray(lines.pop() if lines and not lines[-1].endswith(b"\n") and not final else b"")
         complete: list[bytes] = []
         for line in lines:
-            if line:
-                self._line(line)
-            else:
+            field, _, value = line.rstrip(b"\r\n").partition(b":")
+            if field == b"data":
+                self._data.append(value.removeprefix(b" "))
+            elif line in _LINE_ENDS:
                 complete += self._dispatch()
         return complete
-
-    def _line(self, line: bytes) -> None:
-        field, _, value = line.partition(b":")
-        if field == b"data":
-            self._data.append(value.removeprefix(b" "))
 
     def _dispatch(self) -> list[bytes]:
         if not self._data:
