@@ -151,9 +151,7 @@ class Fetch:
         if self.partial.size and not self._resumable(self.partial.state):
             await in_thread(self.partial.restart)
         try:
-            async with open_url(
-                client, self.source, self._headers(), policy=self.policy, insecure=self.insecure
-            ) as answer:
+            async with open_url(client, self.source, self._headers(), insecure=self.insecure) as answer:
                 self._answered = True
                 answer.check_status()
                 await self._receive(answer)

@@ -280,7 +280,7 @@ class UnreachableError(DownloadError):
 
 
 @contextmanager
-def _reaching(source: str, policy: FetchPolicy, settings: str) -> Iterator[None]:
+def _reaching(source: str, client: httpx.AsyncClient, settings: str) -> Iterator[None]:
     """Errors of httpx in this block, as errors of this package.
 
     `source` names what is fetched; `settings` are what a person checks when there is no connection. Raises
@@ -295,7 +295,7 @@ def _reaching(source: str, policy: FetchPolicy, settings: str) -> Iterator[None]
             UnreachableError, source=source, reason=_cause(error), settings=settings
         ) from error
     except httpx.TimeoutException as error:
-        raise DroppedError(f"no byte came for {policy.stall_s:.0f} s") from error
+        raise DroppedError(f"no byte came for {client.timeout.read:.0f} s") from error
     except httpx.TransportError as error:
         raise DroppedError(f"the connection was lost ({_cause(error)})") from error
     except httpx.HTTPError as error:
@@ -332,7 +332,6 @@ async def open_url(
     source: HttpSource,
     headers: Mapping[str, str],
     *,
-    policy: FetchPolicy,
     insecure: bool,
     settings: str = "the address, the network, HTTPS_PROXY",
 ) -> AsyncIterator[Answer]:
@@ -350,7 +349,7 @@ async def open_url(
     except httpx.InvalidURL as error:
         raise InvalidRequestError.at("source", f"{source.label!r} is no valid URL.") from error
     linked = ""
-    with _reaching(source.label, policy, settings):
+    with _reaching(source.label, client, settings):
         for _ in range(_MOST_REDIRECTS + 1):
             own = authorization if _origin(url) == _origin(first) else {}
             response = await _sent(client, url, {"Accept-Encoding": "identity", **headers, **own})

@@ -177,7 +177,7 @@ class Hub(ABC):
         try:
             async with (
                 asyncio.timeout(bound),
-                open_url(client, where, headers, policy=self.policy, insecure=insecure, settings=settings) as answer,
+                open_url(client, where, headers, insecure=insecure, settings=settings) as answer,
             ):
                 if answer.response.status_code != 200:
                     self._check(answer.response, source)

@@ -44,8 +44,7 @@ class FilePull(Pull):
 
     async def _pull(self) -> Success:
         partial, wanted, insecure = self.left.file, self.plan.sha256, self.plan.insecure
-        fetch = Fetch(self.source, partial, self.progress, self.policy, insecure, wanted)
-        fetch.present = self._is_present
+        fetch = Fetch(self.source, partial, self.progress, self.policy, insecure, wanted, present=self._is_present)
         await self._fetch(fetch)
         if fetch.skipped:
             return await self._already()
@@ -113,7 +112,7 @@ class PartsPull(Pull):
         """What the server says of a part, before any of them is fetched."""
 
         async def ask() -> Remote:
-            async with open_url(client, parts[number], {}, policy=self.policy, insecure=self.plan.insecure) as answer:
+            async with open_url(client, parts[number], {}, insecure=self.plan.insecure) as answer:
                 answer.check_status()
                 return answer.remote()
 
