@@ -45,7 +45,7 @@ demo: run-setup  ## show all services at work (PROMPT="Tell me a story" changes 
 
 # Fast tests with wide coverage; few of them start processes.
 FAST := tests/services tests/manifest tests/server tests/models tests/transport tests/openai_api tests/system tests/engines/test_*.py \
-	tests/engines/openvino/models tests/test_*.py --ignore tests/models/test_hubs.py --ignore tests/models/discovery
+	tests/engines/openvino/models tests/test_*.py --ignore-glob 'tests/models/test_hub*.py' --ignore tests/models/discovery
 
 check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" selects others)
 	@$(VENV_PYTHON) -m pytest -q -n auto --dist loadfile -m "not slow and not thorough" $(or $(ARGS),$(FAST))
