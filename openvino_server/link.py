@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
 from engine_plugin.process import guard, memory
+from engine_plugin.waiting import comes_true
 from openvino_server.errors import RequestError
 from openvino_server.frames import encode
 from openvino_server.sinks import OneResult
@@ -156,14 +158,10 @@ class Worker(asyncio.SubprocessProtocol):
             if not self.exited.is_set() and not self.owes:
                 self._send(("quit",))
                 self._stdin.close()
-                await asyncio.wait_for(self.exited.wait(), within)
-        except TimeoutError:
-            pass
+                await comes_true(self.exited.wait(), within)
         finally:
             self.kill()
-        try:
-            await asyncio.wait_for(self.exited.wait(), _KILLED_WITHIN)
-        except TimeoutError:
+        if not await comes_true(self.exited.wait(), _KILLED_WITHIN):
             self._end(_CANNOT_BE_KILLED)
 
     def give_up(self, reason: str) -> None:
@@ -174,10 +172,8 @@ class Worker(asyncio.SubprocessProtocol):
 
     def kill(self) -> None:
         """Kill the process."""
-        try:
+        with suppress(ProcessLookupError):
             self._transport.kill()
-        except ProcessLookupError:
-            pass
 
     # Called by asyncio (SubprocessProtocol)
 
@@ -195,11 +191,15 @@ class Worker(asyncio.SubprocessProtocol):
         try:
             for frame in self._frames.feed(data):
                 self._take(frame)
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError) as error:
             self._frames.clear()
             self.give_up(f"invalid output: {error}")
-        if self._dirty:
-            self._flush_soon()
+        if self._dirty and self._flush_timer is None:
+            wait = self._flushed + _GATHER - self._loop.time()
+            if wait <= 0:
+                self._flush()
+            else:
+                self._flush_timer = self._loop.call_later(wait, self._flush)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
         if fd == 1 and not self._stopping:  # no more results can arrive
@@ -219,58 +219,36 @@ class Worker(asyncio.SubprocessProtocol):
             self._stdin.write(encode(frame))
 
     def _take(self, frame: tuple[Any, ...]) -> None:
-        """Handle a frame. Raises ValueError for an unknown kind or shape."""
-        take = _TAKERS.get(frame[0]) if isinstance(frame[0], str) else None
-        if take is None:
-            raise ValueError(f"not a frame: {frame[0]!r}")
-        try:
-            take(self, *frame[1:])
-        except (TypeError, LookupError) as error:
-            raise ValueError(f"not a valid {frame[0]!r} frame: {error}") from error
+        """Handle a frame. Raises ValueError, TypeError or LookupError for an unknown kind or shape."""
+        match frame:
+            case ("part", parts):
+                for number, payload in parts:
+                    if sink := self._sink(number):
+                        sink.part(payload)
+            case ("progress", number, step, total):
+                if sink := self._sink(number):
+                    sink.progress(step, total)
+            case ("done", number, payload):
+                if sink := self._sink(number, last=True):
+                    sink.done(payload)
+            case ("error", number, status, kind, message):
+                if sink := self._sink(number, last=True):
+                    sink.failed(RequestError(self._with_shortage(message, None), status, kind))
+            case ("ready", facts) if self.loading:
+                self._loaded.set_result(dict(facts))
+            case ("failed", text, short) if self.loading:
+                reason = self._with_shortage(str(text), None)
+                # C++'s bad_alloc may arrive as another exception, with its text only.
+                self._loaded.set_exception(LoadError(reason) if short or reason != text else BadModelError(reason))
+            case _:
+                raise ValueError(f"not a frame: {frame[0]!r}")
 
-    def _take_parts(self, parts: list[tuple[int, list[Any]]]) -> None:
-        for number, payload in parts:
-            sink = self._calls.get(number)
-            if sink is not None:
-                sink.part(payload)
-                self._dirty[sink] = None
-
-    def _take_progress(self, number: int, step: int, total: int) -> None:
-        sink = self._calls.get(number)
+    def _sink(self, number: int, *, last: bool = False) -> Sink | None:
+        """The receiver of a frame for this call, to be flushed; None if the call was cancelled. `last`: it ends."""
+        sink = self._calls.pop(number, None) if last else self._calls.get(number)
         if sink is not None:
-            sink.progress(step, total)
             self._dirty[sink] = None
-
-    def _take_done(self, number: int, payload: dict[str, Any]) -> None:
-        sink = self._calls.pop(number, None)
-        if sink is not None:
-            sink.done(payload)
-            self._dirty[sink] = None
-
-    def _take_error(self, number: int, status: int, kind: str, message: str) -> None:
-        sink = self._calls.pop(number, None)
-        if sink is not None:
-            sink.failed(RequestError(self._with_shortage(message, None), status, kind))
-            self._dirty[sink] = None
-
-    def _take_ready(self, facts: dict[str, Any]) -> None:
-        if not self._loaded.done():
-            self._loaded.set_result(dict(facts))
-
-    def _take_failed(self, text: str, short: bool) -> None:
-        if not self._loaded.done():
-            reason = self._with_shortage(str(text), None)
-            # C++'s bad_alloc may arrive as another exception, with its text only.
-            self._loaded.set_exception(LoadError(reason) if short or reason != text else BadModelError(reason))
-
-    def _flush_soon(self) -> None:
-        if self._flush_timer is not None:
-            return
-        wait = self._flushed + _GATHER - self._loop.time()
-        if wait <= 0:
-            self._flush()
-        else:
-            self._flush_timer = self._loop.call_later(wait, self._flush)
+        return sink
 
     def _flush(self) -> None:
         self._flush_timer = None
@@ -321,22 +299,11 @@ class Worker(asyncio.SubprocessProtocol):
         self._transport.close()
 
 
-_TAKERS: dict[str, Callable[..., None]] = {
-    "part": Worker._take_parts,
-    "progress": Worker._take_progress,
-    "done": Worker._take_done,
-    "error": Worker._take_error,
-    "ready": Worker._take_ready,
-    "failed": Worker._take_failed,
-}
-
-
 def _status(code: int | None) -> str:
     if code is None:
         return "gone"
-    if code < 0:
-        try:
-            return f"{signal.Signals(-code).name}"
-        except ValueError:
-            return f"signal {-code}"
-    return f"exit status {code}"
+    if code >= 0:
+        return f"exit status {code}"
+    with suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"signal {-code}"

@@ -71,7 +71,8 @@ class Model:
         self._settings = settings
         self._argv = argv
         self._environ = environ
-        self._worker: Worker | None = None
+        self.worker: Worker | None = None
+        """The process that loads or serves it; None between two."""
         self._watch: Watch | None = None
         self._renderer: Renderer | None = None
         self._death = ""  # the reason for the current restart
@@ -90,7 +91,7 @@ class Model:
     async def settled(self) -> None:
         """Wait until the load has succeeded or failed."""
         while self.state == LOADING:
-            await self._next_change()
+            await self._changed.wait()
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Worker]:
@@ -105,9 +106,9 @@ class Model:
             await self.settled()
             if self.state == UNLOADING:
                 raise RequestError(f"model: {self.name} is no longer served", 404)
-            if self.state == END or self._worker is None:
+            if self.state == END or self.worker is None:
                 raise RequestError(f"model {self.name} could not be loaded: {self.error}", 503)
-            yield self._worker
+            yield self.worker
         finally:
             self._calls -= 1
             if not self._calls:
@@ -140,7 +141,7 @@ class Model:
 
     def memory(self) -> int:
         """Bytes of memory that its process uses, or, during a load, will use at least."""
-        used = self._worker.rss() if self._worker is not None else 0
+        used = self.worker.rss() if self.worker is not None else 0
         return max(used, self._reserved)
 
     async def retire(self) -> None:
@@ -154,7 +155,7 @@ class Model:
         try:
             async with asyncio.timeout_at(deadline):
                 while self._calls and self.state != END:
-                    await self._next_change()
+                    await self._changed.wait()
         except TimeoutError:
             sys.stderr.write(f"W {self.name}: {self._calls} calls did not end in time and are cancelled\n")
         left = deadline - asyncio.get_running_loop().time()
@@ -170,8 +171,8 @@ class Model:
 
     def kill(self) -> None:
         """Kill its process; it is not restarted when the model is UNLOADING."""
-        if self._worker is not None:
-            self._worker.kill()
+        if self.worker is not None:
+            self.worker.kill()
         if self._renderer is not None:
             self._renderer.kill()
 
@@ -226,7 +227,7 @@ class Model:
         size = await asyncio.to_thread(_size, self._spec.folder)
         require_memory(size)
         self._reserved = size
-        self._worker = worker = await Worker.spawn(self.name, self._argv, self._environ, size)
+        self.worker = worker = await Worker.spawn(self.name, self._argv, self._environ, size)
         self._watch = Watch(worker, self._settings.start_timeout, self._settings.hung_timeout)
         watching = asyncio.create_task(self._watch.run())
         try:
@@ -241,7 +242,7 @@ class Model:
         finally:
             watching.cancel()
             self._reserved = 0
-            self._worker = self._watch = None
+            self.worker = self._watch = None
             await worker.stop(self._stop_within)
 
     def _load_settings(self) -> dict[str, Any]:
@@ -264,9 +265,6 @@ class Model:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-    async def _next_change(self) -> None:
-        await self._changed.wait()
 
 
 def _size(folder: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["OneResult", "Sink"]
 
 
-class Sink(Protocol):
-    """Receives the answers to one call. The methods run on the loop and must not block; `flush` ends each batch."""
+class Sink:
+    """Receives the answers to one call. The methods run on the loop and must not block.
+
+    Subclasses override those that concern them.
+    """
 
     def part(self, payload: list[Any]) -> None:
         """New tokens, as items (index, delta, token count, logprobs, finish reason)."""
@@ -32,7 +35,7 @@ class Sink(Protocol):
         """The end of a batch: all frames that have arrived are handled."""
 
 
-class OneResult:
+class OneResult(Sink):
     """The result of a call as a future; `on_part` gets the tokens before."""
 
     def __init__(self, on_part: Callable[[list[Any]], None] | None) -> None:
@@ -43,9 +46,6 @@ class OneResult:
         if self._on_part is not None:
             self._on_part(payload)
 
-    def progress(self, step: int, total: int) -> None:
-        pass
-
     def done(self, payload: dict[str, Any]) -> None:
         if not self.result.done():
             self.result.set_result(payload)
@@ -53,6 +53,3 @@ class OneResult:
     def failed(self, error: RequestError) -> None:
         if not self.result.done():
             self.result.set_exception(error)
-
-    def flush(self) -> None:
-        pass

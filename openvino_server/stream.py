@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import HttpVersion11, web
 
 from openvino_server.errors import RequestError
+from openvino_server.sinks import Sink
 
 if TYPE_CHECKING:
     from openvino_server.link import Worker
@@ -29,7 +30,7 @@ _KEPT = 16 * 1024 * 1024
 ended."""
 
 
-class EventStream(ABC):
+class EventStream(Sink, ABC):
     """The answer to one streamed request, a `Sink`. Subclasses write the events."""
 
     def __init__(self, request: web.Request) -> None:
@@ -136,7 +137,8 @@ class EventStream(ABC):
         self._complete = self._error is not None or self._result is not None
 
     def _write(self, transport: asyncio.Transport) -> None:
-        data, self._events = self._events, bytearray()
+        data = bytes(self._events)
+        self._events.clear()
         if data:
             transport.write(b"".join((b"%x\r\n" % len(data), data, b"\r\n")) if self._chunked else data)
         if self._complete:

@@ -11,11 +11,14 @@ A worker that computes is not hung, unless it continues a cancelled call and wri
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from engine_plugin.process.health import ProcessorUse
 
-__all__ = ["ABANDONED", "INTERVAL", "Watch", "Watched"]
+if TYPE_CHECKING:
+    from openvino_server.link import Worker
+
+__all__ = ["ABANDONED", "INTERVAL", "Watch"]
 
 INTERVAL = 5.0
 """The most seconds between two looks. Tests set it."""
@@ -28,36 +31,10 @@ _LOOKS = 8  # at least so many within the time after which a worker is hung
 _SUSPECT = 3  # looks in a row without a sign of life, after which health reports the worker
 
 
-class Watched(Protocol):
-    """The part of a worker that `Watch` uses."""
-
-    heard: bool
-    """Whether it has written anything since this was set to False."""
-
-    @property
-    def pid(self) -> int:
-        """The pid of its process."""
-
-    @property
-    def loading(self) -> bool:
-        """Whether its model is still being loaded."""
-
-    @property
-    def owes(self) -> bool:
-        """Whether it loads, or has calls to answer."""
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether a cancelled call has not ended yet."""
-
-    def give_up(self, reason: str) -> None:
-        """Kill it."""
-
-
 class Watch:
     """Watches one worker. Made by its model."""
 
-    def __init__(self, worker: Watched, loading: float, working: float) -> None:
+    def __init__(self, worker: Worker, loading: float, working: float) -> None:
         """Seconds without a sign of life after which the worker is hung: while it loads, and while it works (0:
         never)."""
         self._worker = worker
@@ -89,7 +66,9 @@ class Watch:
             await asyncio.sleep(self._interval)
             await self._look()
             if patience and self._silent >= patience and self._worker.loading is loading:
-                self._worker.give_up(_verdict(patience, loading=loading))
+                which = "it hangs while it loads: no" if loading else "it hangs: no answer,"
+                option = " (start_timeout)" if loading else ""
+                self._worker.give_up(f"{which} output or use of the processor for {patience:g} s{option}")
                 return
             if self._wasted >= ABANDONED:
                 self._worker.give_up(f"it did not end a cancelled call in {ABANDONED:g} s")
@@ -108,9 +87,3 @@ class Watch:
             self._looks += 1
         else:
             self._silent, self._looks = 0.0, 0
-
-
-def _verdict(patience: float, *, loading: bool) -> str:
-    if loading:
-        return f"it hangs while it loads: no output or use of the processor for {patience:g} s (start_timeout)"
-    return f"it hangs: no answer, output or use of the processor for {patience:g} s"

@@ -97,6 +97,7 @@ SHARED = {
     "system.sizes",  # sizes in messages
     "templates.jinja",  # chat templates
     "templates.renderer",  # the process that renders them
+    "waiting",  # bounded waits in clean-up
 }
 """All that `openvino_server` takes from `engine_plugin`."""
 

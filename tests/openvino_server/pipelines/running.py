@@ -159,14 +159,12 @@ class RunningWorker:
                 raise AssertionError(frame)
 
     async def aclose(self) -> None:
-        try:
-            if self.process.returncode is None:
-                self.process.kill()
-            await asyncio.wait_for(self.process.wait(), LIMIT)
-        finally:
-            if self._reader is not None:
-                self._reader.cancel()
-            self.process._transport.close()  # type: ignore[attr-defined]  # else its pipes end with the loop
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+        if self.process.returncode is None:
+            self.process.kill()
+        await asyncio.wait_for(self.process.communicate(), LIMIT)  # closes its pipes, too
 
 
 @asynccontextmanager

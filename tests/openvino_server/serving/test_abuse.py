@@ -63,7 +63,8 @@ async def test_body_with_bytes_that_are_not_utf8_is_rejected(front: Front) -> No
 async def test_body_nested_too_deeply_is_rejected_without_a_pending_call(front: Front, depth: int) -> None:
     body = json.dumps(chat_body())[:-1] + ', "metadata": ' + "[" * depth + "]" * depth + "}"
     await refused(front, body.encode())
-    assert front.registry.models["m"]._worker._calls == {}  # type: ignore[union-attr]
+    async with front.registry.models["m"].use() as worker:
+        assert not worker.owes
 
 
 async def test_body_with_wrong_content_encoding_is_rejected(front: Front) -> None:

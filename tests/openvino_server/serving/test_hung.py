@@ -144,9 +144,9 @@ async def test_worker_that_hangs_during_its_load_fails_the_load(serve: Serve, lo
     loading = asyncio.create_task(front.post("/v1/config/reload"))
     if load == "compute":
         async with asyncio.timeout(LIMIT):
-            while (model := front.registry.models.get("m")) is None or model._worker is None:
+            while (model := front.registry.models.get("m")) is None or model.worker is None:
                 await front.get("/v1/config")
-        stop(model._worker)
+        stop(model.worker)
     status, answer = await asyncio.wait_for(loading, LIMIT)
     assert status == 500
     assert "hangs while it loads: no output or use of the processor for " in answer["error"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 async def pid(front: Front, model: str = "m") -> int:
     """Of the model's worker."""
     async with front.registry.models[model].use() as worker:
-        return int(worker._transport.get_pid())
+        return worker.pid
 
 
 async def test_unchanged_model_keeps_its_worker(serve: Serve) -> None:
@@ -42,8 +42,8 @@ async def test_removed_model_ends_its_calls_first_and_rejects_new_ones(serve: Se
     front = await serve()
     async with front.streaming(script=HELD) as held:
         await asyncio.wait_for(held.content.readany(), LIMIT)
-        worker = await pid(front)
-        kept = front.registry.models["m"]
+        async with front.registry.models["m"].use() as worker:
+            before = worker.pid
         front.config.models.clear()
         removal = asyncio.create_task(front.reload())
         async with asyncio.timeout(LIMIT):
@@ -51,11 +51,11 @@ async def test_removed_model_ends_its_calls_first_and_rejects_new_ones(serve: Se
                 pass
         assert (await front.chat())[0] == 404
         assert not removal.done()
-        kept._worker._send(("do", 9, {"op": "chat", "params": {"script": {"release": True}}}))  # type: ignore[union-attr]  # it is there: it serves
+        await worker.ask({"op": "chat", "params": {"script": {"release": True}}})
         assert (await asyncio.wait_for(held.content.read(), LIMIT)).endswith(b"data: [DONE]\n\n")
     assert await asyncio.wait_for(removal, LIMIT) == 201
     assert (await front.get("/v1/config"))[1] == {}
-    assert not alive(worker)
+    assert not alive(before)
 
 
 async def test_calls_are_cancelled_after_the_drain_timeout(serve: Serve) -> None:

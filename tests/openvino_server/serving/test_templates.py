@@ -119,7 +119,7 @@ async def test_worker_that_continues_a_cancelled_call_is_killed(
     """A worker that computes for waiting callers is not killed, however long it takes."""
     monkeypatch.setattr(watch, "ABANDONED", 0.8)
     front = await serve(restart_backoff=0.01)
-    worker = front.registry.models["m"]._worker
+    worker = front.registry.models["m"].worker
     assert worker is not None
     status, _ = await front.chat(script={"parts": [], "then": "compute", "seconds": 2})
     assert (status, worker.exited.is_set()) == (200, False)
