@@ -121,7 +121,7 @@ async def test_worker_that_continues_a_cancelled_call_is_killed(
     front = await serve(restart_backoff=0.01)
     worker = front.registry.models["m"].worker
     assert worker is not None
-    status, _ = await front.chat(script={"parts": [], "then": "compute", "seconds": 2})
+    status, _ = await front.chat(script={"then": "compute", "seconds": 2})
     assert (status, worker.exited.is_set()) == (200, False)
     call = asyncio.create_task(front.chat(script={"parts": [], "then": "compute", "seconds": 600}))
     await asyncio.wait({call}, timeout=0.2)
