@@ -19,5 +19,5 @@ A worker (`python -m openvino_server.worker`), one for each model:
 The grammar check (`python -m openvino_server.grammar_check`), spawned by a worker:
     grammar_check           compiles a grammar before the worker's pipeline does
 
-Both sides use `chat` (messages and tools), `fields` (checked fields of a request) and `errors`.
+Both sides use `chat` (messages and tools) and `errors`.
 """

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import os
 import socket
-import stat
 import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import http_exceptions, web
 
+from engine_plugin.errors import InvalidRequestError
 from openvino_server import audio_api, chat_api, control_api, images_api, vectors_api
 from openvino_server.errors import RequestError
 from openvino_server.requests import BODY_LIMIT, REGISTRY
@@ -65,8 +63,8 @@ def _edge(key: str) -> Middleware:
             if not hmac.compare_digest(given, expected) and not request.path.startswith(_OPEN):
                 raise RequestError("Authorization: the server's key is required", 401)
             return await handler(request)
-        except RequestError as error:
-            return _refusal(error)
+        except (RequestError, InvalidRequestError) as error:
+            return _refusal(RequestError.of(error))
         except web.HTTPException as error:
             return _refusal(RequestError(error.reason, error.status))
         except (web.RequestPayloadError, http_exceptions.BadHttpMessage) as error:
@@ -93,8 +91,7 @@ async def serve_http(app: web.Application, host: str, port: int) -> tuple[web.Ap
     await runner.setup()
     try:
         if host.endswith(".sock"):
-            listener = _unix_listener(Path(host))
-            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            await _listen_on_path(runner, host)
             return runner, f"unix:{host}"
         listener = socket.create_server((host, port), backlog=_BACKLOG)
         listener.setblocking(False)
@@ -105,26 +102,12 @@ async def serve_http(app: web.Application, host: str, port: int) -> tuple[web.Ap
     return runner, f"http://{host}:{listener.getsockname()[1]}"
 
 
-if sys.platform != "win32":
-
-    def _unix_listener(path: Path) -> socket.socket:
-        """A socket that only this user can open, from its creation on."""
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(path.stat().st_mode):
-                path.unlink()
-        listener = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        except BaseException:
-            listener.close()
-            raise
-        finally:
-            os.umask(before)
-        listener.setblocking(False)
-        return listener
-
-else:
-
-    def _unix_listener(path: Path) -> socket.socket:
+async def _listen_on_path(runner: web.AppRunner, path: str) -> None:
+    """Listen on a socket that only this user can open, from its creation on. asyncio replaces an older one."""
+    if sys.platform == "win32":
         raise OSError(f"{path}: unix sockets are not supported on this system; give an address")
+    before = os.umask(0o177)
+    try:
+        await web.UnixSite(runner, path, backlog=_BACKLOG).start()
+    finally:
+        os.umask(before)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import BodyPartReader, web
 
-from openvino_server import fields, wav
-from openvino_server.errors import RequestError, bad_request
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import choice, optional, words
+from openvino_server import wav
+from openvino_server.errors import RequestError
 from openvino_server.requests import BODY_LIMIT, REGISTRY, json_answer, read_object
-
-if TYPE_CHECKING:
-    from openvino_server.registry import Registry
 
 __all__ = ["speech", "transcription", "translation"]
 
@@ -27,41 +26,28 @@ async def translation(request: web.Request) -> web.Response:
 
 
 async def transcription(request: web.Request, task: str = "transcribe") -> web.Response:
-    """POST /v3/audio/transcriptions"""
+    """POST /v3/audio/transcriptions: OpenAI's verbose JSON"""
     form, file = await _form(request)
-    granularities = [
-        value for name in ("timestamp_granularities[]", "timestamp_granularities") for value in form.get(name, [])
-    ]
+    options = {"task": task} | {name: values[-1] for name, values in form.items()}
+    granularities = [*form.get("timestamp_granularities[]", ()), *form.get("timestamp_granularities", ())]
     for value in granularities:
-        if value not in ("segment", "word"):
-            raise bad_request("timestamp_granularities", f"must be segment or word, not {value!r}")
-    options: dict[str, Any] = {"task": task} | {name: values[-1] for name, values in form.items()}
+        choice({"timestamp_granularities": value}, "timestamp_granularities", ("segment", "word"))
+    with_words = "word" in granularities
     if file is None:
-        raise bad_request("file", "is missing")
-    temperature = options.get("temperature")
-    if temperature is not None:
-        try:
-            options["temperature"] = float(temperature)
-        except ValueError:
-            raise bad_request("temperature", f"must be a number, not {temperature!r}") from None
-    return json_answer(
-        await _transcribe(request.app[REGISTRY], options.get("model"), file, options, "word" in granularities)
-    )
-
-
-async def _transcribe(
-    registry: Registry, name: object, data: bytes, options: dict[str, Any], words: bool = False
-) -> dict[str, Any]:
-    """The transcription of a WAV file as OpenAI's verbose JSON. Raises RequestError."""
-    model = registry.find(name, "speech-to-text")
-    samples = await asyncio.to_thread(wav.read_mono, data)
+        raise InvalidRequestError.at("file", "is missing")
+    try:
+        temperature = float(options["temperature"]) if "temperature" in options else None
+    except ValueError:
+        raise InvalidRequestError.at("temperature", f"must be a number, not {options['temperature']!r}") from None
+    model = request.app[REGISTRY].find(options.get("model"), "speech-to-text")
+    samples = await asyncio.to_thread(wav.read_mono, file)
     call = {
         "op": "transcribe",
         "audio": samples,
         "language": options.get("language") or None,
-        "task": options.get("task") or "transcribe",
-        "temperature": options.get("temperature"),
-        "words": words,
+        "task": options["task"] or "transcribe",
+        "temperature": temperature,
+        "words": with_words,
     }
     async with model.use() as worker:
         result = await worker.ask(call)
@@ -72,36 +58,27 @@ async def _transcribe(
         {"id": number, "start": start, "end": end, "text": text}
         for number, (start, end, text) in enumerate(result["segments"])
     ]
-    if words:
+    if with_words:
         answer["words"] = [{"word": word, "start": start, "end": end} for start, end, word in result.get("words", [])]
-    return answer
+    return json_answer(answer)
 
 
 async def speech(request: web.Request) -> web.Response:
     """POST /v3/audio/speech"""
     body = await read_object(request)
-    form = fields.text(body, "response_format", "wav")
-    if form not in _FORMATS:
-        raise bad_request("response_format", f"must be {' or '.join(_FORMATS)}, not {form!r}")
-    data = await _say(request.app[REGISTRY], body.get("model"), fields.text(body, "input"), body, form)
-    return web.Response(body=data, content_type=_FORMATS[form])
-
-
-async def _say(registry: Registry, name: object, text: str, options: dict[str, Any], form: str = "wav") -> bytes:
-    """Speech as a WAV file, or as bare 16-bit samples. Raises RequestError."""
-    if not text.strip():
-        raise bad_request("input", "must contain text")
-    model = registry.find(name, "text-to-speech")
+    form = choice(body, "response_format", tuple(_FORMATS)) or "wav"
     call = {
         "op": "speak",
-        "text": text,
-        "voice": options.get("voice") or None,
-        "speed": options.get("speed"),
-        "language": options.get("language") or None,
+        "text": words(body, "input"),
+        "voice": optional(body, "voice", str) or None,
+        "speed": body.get("speed"),
+        "language": optional(body, "language", str) or None,
     }
+    model = request.app[REGISTRY].find(body.get("model"), "text-to-speech")
     async with model.use() as worker:
         result = await worker.ask(call)
-    return await asyncio.to_thread(wav.write, result["pcm"], result["rate"], form == "wav")
+    data = await asyncio.to_thread(wav.write, result["pcm"], result["rate"], form == "wav")
+    return web.Response(body=data, content_type=_FORMATS[form])
 
 
 async def _form(request: web.Request) -> tuple[dict[str, list[str]], bytes | None]:

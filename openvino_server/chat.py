@@ -9,7 +9,6 @@ from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, call_
 from engine_plugin.templates.jinja import Templates
 from openvino_server.calls import Tools
 from openvino_server.dialect import THOUGHT
-from openvino_server.errors import RequestError
 from openvino_server.pipelines import json_file, text_file
 
 if TYPE_CHECKING:
@@ -22,52 +21,46 @@ _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "c
 
 
 def tools(given: Any, choice: Any) -> Tools:
-    """OpenAI's `tools` and `tool_choice`, checked. Raises RequestError."""
+    """The tools of a request that `services.chat` has checked. Raises InvalidRequestError."""
     offered = given or []
-    if not isinstance(offered, list):
-        raise RequestError("tools: must be a list")
     for index, tool in enumerate(offered):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise RequestError(f'tools[{index}]: must be {{"type": "function", "function": {{"name": …}}}}')
-        if not isinstance(function.get("parameters") or {}, dict):
-            raise RequestError(f"tools[{index}].function.parameters: must be a JSON schema, an object")
+        if tool.get("type", "function") != "function":
+            raise InvalidRequestError.at(f"tools[{index}].type", "must be function")
+        if not isinstance(tool["function"].get("parameters") or {}, dict):
+            raise InvalidRequestError.at(f"tools[{index}].function.parameters", "must be a JSON schema, an object")
     if choice in (None, "auto"):
         return Tools(offered, [])
     if choice == "none":
         return Tools([], [])
     if choice == "required":
         if not offered:
-            raise RequestError("tool_choice: required, but there are no tools")
+            raise InvalidRequestError.at("tool_choice", "is required, but there are no tools")
         return Tools(offered, offered)
     function = choice.get("function") if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     chosen = [tool for tool in offered if tool["function"]["name"] == name]
     if not chosen:
-        raise RequestError("tool_choice: must be none, auto, required, or name one of the tools")
+        raise InvalidRequestError.at("tool_choice", "must be none, auto, required, or name one of the tools")
     return Tools(offered, chosen)
 
 
-def messages(given: Any, sees: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """OpenAI's messages in the form of templates, and their pictures (data: URLs). Raises RequestError.
+def messages(given: list[Any], sees: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Messages that `services.chat` has checked, in the form of templates, and their pictures (data: URLs).
 
-    Parts of texts become one text, pictures a mark that the pipeline knows, arguments of calls objects.
+    Parts of texts become one text, pictures a mark that the pipeline knows, arguments of calls objects. Raises
+    InvalidRequestError.
     """
-    if not isinstance(given, list) or not given:
-        raise RequestError("messages: must be a list of at least one message")
     found: list[dict[str, Any]] = []
     pictures: list[str] = []
     for index, message in enumerate(given):
         place = f"messages[{index}]"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RequestError(f"{place}: must be an object with a role")
         plain = message | {"role": plain_role(message["role"])}
         plain["content"] = _content(message.get("content"), f"{place}.content", pictures, sees=sees)
-        if message.get("tool_calls"):
-            if not isinstance(message["tool_calls"], list):
-                raise RequestError(f"{place}.tool_calls: must be a list")
+        if calls := message.get("tool_calls"):
+            if not isinstance(calls, list):
+                raise InvalidRequestError.at(f"{place}.tool_calls", "must be a list")
             plain["tool_calls"] = [
-                _past_call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(message["tool_calls"])
+                _past_call(call, f"{place}.tool_calls[{number}].function") for number, call in enumerate(calls)
             ]
         found.append(plain)
     return found, pictures
@@ -77,37 +70,33 @@ def _content(content: Any, field: str, pictures: list[str], *, sees: bool) -> st
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise RequestError(f"{field}: must be a string or a list of parts")
+        raise InvalidRequestError.at(field, "must be a string or a list of parts")
     text, texts = "", list[str]()
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind == "image_url":
-            if not sees:
-                raise RequestError(f"{field}[{index}]: {CANNOT_SEE}")
+        elif kind == "image_url" and sees:
             source = part.get("image_url")
             source = source.get("url") if isinstance(source, dict) else source
             if not isinstance(source, str):
-                raise RequestError(f"{field}[{index}].image_url: must have a url")
+                raise InvalidRequestError.at(f"{field}[{index}].image_url", "must have a url")
             text += f"{joined(texts)}<ov_genai_image_{len(pictures)}>\n"
             texts.clear()
             pictures.append(source)
-        elif kind == "input_audio":
-            raise RequestError(f"{field}[{index}]: {CANNOT_HEAR}")
         else:
-            raise RequestError(f"{field}[{index}]: parts must be of type text or image_url, not {kind!r}")
+            why = {"image_url": CANNOT_SEE, "input_audio": CANNOT_HEAR}.get(
+                str(kind), f"parts must be of type text or image_url, not {kind!r}"
+            )
+            raise InvalidRequestError.at(f"{field}[{index}]", why)
     return text + joined(texts)
 
 
 def _past_call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RequestError(f"{place}.function: must be an object with a name and arguments")
-    try:
-        arguments = call_arguments(function.get("arguments"), f"{place}.function.arguments")
-    except InvalidRequestError as error:
-        raise RequestError(str(error)) from None
+        raise InvalidRequestError.at(place, "must be an object with a name and arguments")
+    arguments = call_arguments(function.get("arguments"), f"{place}.arguments")
     return {**call, "function": {**function, "arguments": arguments}}
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.openai_api.assemble import chat_completion, text_completion
 from engine_plugin.openai_api.completions import CompletionLogprobs
+from engine_plugin.services import VALIDATORS
+from engine_plugin.services.base import integer, optional
 from openvino_server import chat as conversation
-from openvino_server import fields
-from openvino_server.errors import bad_request
+from openvino_server.pipelines.sampling import MOST_CHOICES
 from openvino_server.requests import REGISTRY, json_answer, read_object
 from openvino_server.stream import DONE, EventStream
 
@@ -43,39 +44,31 @@ async def chat(request: web.Request) -> web.StreamResponse:
     params = _params(body)
 
     async def call(model: Model) -> dict[str, Any]:
-        prompt, pictures = await _rendered(model, body, params.get("chat_template_kwargs"))
-        given = {name: body[name] for name in ("tools", "tool_choice") if body.get(name) is not None}
-        return {"op": "chat", "prompt": prompt, "pictures": pictures, "params": params, **given}
+        VALIDATORS["chat"].check(body)
+        messages, pictures = conversation.messages(body["messages"], model.sees)
+        tools = conversation.tools(body.get("tools"), body.get("tool_choice"))
+        prompt = await model.render(messages, tools.offered, optional(params, "chat_template_kwargs", dict) or {})
+        call = {"op": "chat", "prompt": prompt, "pictures": pictures, "params": params}
+        return call | {"tools": tools.offered, "forced": tools.forced}
 
     return await _answer(request, body, call, _ChatAnswer)
-
-
-async def _rendered(model: Model, body: dict[str, Any], extra: Any) -> tuple[str, list[str]]:
-    """The prompt that the model's template makes of the messages, and their pictures. Raises RequestError."""
-    if extra is not None and not isinstance(extra, dict):
-        raise bad_request("chat_template_kwargs", "must be an object")
-    messages, pictures = conversation.messages(body.get("messages"), model.sees)
-    tools = conversation.tools(body.get("tools"), body.get("tool_choice"))
-    return await model.render(messages, tools.offered, extra or {}), pictures
 
 
 async def complete(request: web.Request) -> web.StreamResponse:
     """POST /v3/completions"""
     body = await read_object(request)
-    if not isinstance(body.get("prompt"), (str, list)) or body["prompt"] == []:
-        raise bad_request("prompt", "must be a string, a list of strings, or tokens")
-    asked: dict[str, Any] = {"op": "complete", "prompt": body["prompt"], "params": _params(body)}
-    if fields.flag(body, "echo"):
-        asked["echo"] = True
+    VALIDATORS["generate"].check(body)
+    echo = optional(body, "echo", bool)
+    params = _params(body)
 
     async def call(_model: Model) -> dict[str, Any]:
-        return asked
+        return {"op": "complete", "prompt": body["prompt"], "params": params, "echo": echo}
 
     return await _answer(request, body, call, _TextAnswer)
 
 
 def _params(body: dict[str, Any]) -> dict[str, Any]:
-    fields.whole(body, "n", 1)
+    integer(body, "n", 1, MOST_CHOICES)
     params = {name: value for name, value in body.items() if name not in _NOT_PARAMETERS and value is not None}
     most = params.pop("max_completion_tokens", None)
     if most is not None:
@@ -90,11 +83,9 @@ async def _answer(
     make_answer: type[_Answer],
 ) -> web.StreamResponse:
     model = request.app[REGISTRY].find(body.get("model"), "chat")
-    stream_options = body.get("stream_options") or {}
-    if not isinstance(stream_options, dict):
-        raise bad_request("stream_options", "must be an object")
-    answer = make_answer(body["model"], fields.flag(stream_options, "include_usage"))
-    streamed = fields.flag(body, "stream")
+    stream_options = optional(body, "stream_options", dict) or {}
+    answer = make_answer(body["model"], optional(stream_options, "include_usage", bool) or False)
+    streamed = optional(body, "stream", bool)
     async with model.use() as worker:
         call = await make_call(model)
         if streamed:

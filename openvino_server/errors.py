@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from engine_plugin.jsontext import write_json
 
-__all__ = ["RequestError", "bad_request"]
+if TYPE_CHECKING:
+    from engine_plugin.errors import InvalidRequestError
+
+__all__ = ["RequestError"]
 
 _TYPES = {
     401: "authentication_error",
@@ -21,7 +24,8 @@ _LONGEST = 2000
 class RequestError(Exception):
     """A request that cannot be answered: message, HTTP status, and type (by default one for the status).
 
-    Raised by both processes; a worker sends it in a frame. The message of a 400 begins with the field.
+    Raised by both processes, as InvalidRequestError is; a worker sends either in a frame. The message of a 400 begins
+    with the field.
     """
 
     def __init__(self, message: str, status: int = 400, kind: str = "") -> None:
@@ -32,15 +36,9 @@ class RequestError(Exception):
 
     def body(self) -> bytes:
         """The error as JSON, for an answer and for an event of a stream alike."""
-        return _error_body(self.status, self.message, self.kind)
+        return write_json({"error": {"message": self.message, "type": self.kind, "code": self.status}})
 
-
-def bad_request(field: str, complaint: str) -> RequestError:
-    """A 400 that names the field and how to fix it."""
-    return RequestError(f"{field}: {complaint}")
-
-
-def _error_body(status: int, message: str, kind: str) -> bytes:
-    """See `RequestError.body`."""
-    error: dict[str, Any] = {"message": message, "type": kind, "code": status}
-    return write_json({"error": error})
+    @classmethod
+    def of(cls, error: InvalidRequestError | RequestError) -> RequestError:
+        """The answer for either kind of error."""
+        return error if isinstance(error, RequestError) else cls(str(error))

@@ -9,20 +9,34 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import signal
 import struct
 import sys
 import threading
 from typing import Any
 
-from engine_plugin.process.entry import read_exactly
+from engine_plugin.process import guard
+from engine_plugin.process.entry import own_stdin, read_exactly
 
-__all__ = ["Channel", "Frame", "Inbox", "encode", "receive"]
+__all__ = ["Channel", "Frame", "Inbox", "encode", "own_pipes", "receive"]
 
 Frame = tuple[Any, ...]
 
 _LENGTH = struct.Struct(">I")
 _ROOM = 1 << 20  # bytes of a pipe: the model must not wait for a server process that is briefly busy
 _F_SETPIPE_SZ = 1031
+
+
+def own_pipes() -> tuple[int, Channel]:
+    """Prepare this process, which ends with its parent: the pipe of requests, and that of answers.
+
+    What libraries write to stdout goes to stderr.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
+    guard.arm()
+    channel = Channel(os.dup(1))
+    os.dup2(2, 1)
+    return own_stdin(), channel
 
 
 def encode(frame: Frame) -> bytes:

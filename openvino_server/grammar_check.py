@@ -7,14 +7,12 @@ or "". A grammar that crashes the compiler ends this process; the worker kills i
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine_plugin.process import guard
-from engine_plugin.process.entry import bound_memory, own_stdin
-from openvino_server.frames import Channel, receive
+from engine_plugin.process.entry import bound_memory
+from openvino_server.frames import own_pipes, receive
 from openvino_server.trimming import trim_openvino
 
 __all__ = ["main"]
@@ -24,11 +22,7 @@ _MEMORY = 4 << 30  # bytes of address space, in addition to those in use at the 
 
 def main() -> None:
     """Answer until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
-    guard.arm()
-    channel = Channel(os.dup(1))
-    os.dup2(2, 1)
-    stdin = own_stdin()
+    stdin, channel = own_pipes()
     (folder,) = receive(stdin)
     trim_openvino()
     import openvino_genai

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.services.pictures import IMAGE_FORMATS
-from openvino_server import fields
-from openvino_server.errors import bad_request
+from engine_plugin.services import VALIDATORS
+from engine_plugin.services.base import optional
+from engine_plugin.services.pictures import IMAGE_FORMATS, picture_size
 from openvino_server.requests import REGISTRY, json_answer, read_object
 from openvino_server.stream import DONE, EventStream
 
@@ -19,16 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_SIZE = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
-
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /v3/images/generations"""
     body = await read_object(request)
+    VALIDATORS["text-to-image"].check(body)
     call = _call(body)
-    if fields.text(body, "response_format", "b64_json") != "b64_json":
-        raise bad_request("response_format", "only b64_json is supported")
-    streamed = fields.flag(body, "stream")
+    streamed = optional(body, "stream", bool)
     model = request.app[REGISTRY].find(body.get("model"), "text-to-image")
     async with model.use() as worker:
         if streamed:
@@ -38,39 +34,21 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 
 def _call(body: dict[str, Any]) -> dict[str, Any]:
-    width, height = _size(body)
-    seed = _seed(body, "rng_seed")
-    form = fields.text(body, "output_format", IMAGE_FORMATS[0])
-    if form not in IMAGE_FORMATS:
-        raise bad_request("output_format", f"must be {' or '.join(IMAGE_FORMATS)}, not {form!r}")
+    size = body.get("size") or "auto"
+    width, height = (None, None) if size == "auto" else picture_size(size)
+    seed = next((body[field] for field in ("rng_seed", "seed") if body.get(field) not in (None, -1)), None)
     return {
         "op": "image",
-        "prompt": fields.text(body, "prompt"),
-        "negative_prompt": fields.text(body, "negative_prompt", ""),
+        "prompt": body["prompt"],
+        "negative_prompt": body.get("negative_prompt") or "",
         "width": width,
         "height": height,
-        "steps": fields.whole(body, "num_inference_steps", 1),
-        "seed": _seed(body, "seed") if seed is None else seed,
-        "n": fields.whole(body, "n", 1),
+        "steps": body.get("num_inference_steps"),
+        "seed": seed,
+        "n": body.get("n"),
         "guidance": body.get("guidance_scale"),
-        "format": form,
+        "format": body.get("output_format") or IMAGE_FORMATS[0],
     }
-
-
-def _seed(body: dict[str, Any], field: str) -> int | None:
-    """The seed; None for a random one, which -1 requests too."""
-    seed = fields.whole(body, field, -1)
-    return None if seed == -1 else seed
-
-
-def _size(body: dict[str, Any]) -> tuple[int | None, int | None]:
-    size = fields.text(body, "size", "auto")
-    if size == "auto":
-        return None, None
-    found = _SIZE.fullmatch(size)
-    if found is None:
-        raise bad_request("size", f"must be WIDTHxHEIGHT, such as 512x512, not {size!r}")
-    return int(found[1]), int(found[2])
 
 
 def _answer(result: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from engine_plugin.jsontext import BRIEF, JsonError, read_json, write_json
-from openvino_server.errors import RequestError
+from engine_plugin.jsontext import BRIEF, write_json
+from engine_plugin.services.base import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,19 +24,10 @@ REGISTRY: web.AppKey[Registry] = web.AppKey("registry")
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
-    """The body's JSON object. Raises RequestError."""
+    """The body's JSON object. Raises InvalidRequestError."""
     data = await request.read()
-    try:
-        body = (
-            read_json(data, BODY_LIMIT)
-            if len(data) <= BRIEF
-            else await asyncio.to_thread(read_json, data, BODY_LIMIT)
-        )
-    except JsonError as error:
-        raise RequestError(f"the body {error}") from None
-    if not isinstance(body, dict):
-        raise RequestError("the body must be a JSON object")
-    return body
+    parse = partial(parse_request, data, "body", BODY_LIMIT)
+    return parse() if len(data) <= BRIEF else await asyncio.to_thread(parse)
 
 
 def json_answer(shape: Mapping[str, Any], status: int = 200) -> web.Response:

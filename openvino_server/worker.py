@@ -8,12 +8,9 @@ answers leave on what was stdout, and the output of libraries goes to stderr.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
-from engine_plugin.process import guard
-from engine_plugin.process.entry import own_stdin
-from openvino_server.frames import Channel, Inbox
+from openvino_server.frames import Inbox, own_pipes
 
 __all__ = ["main"]
 
@@ -24,12 +21,9 @@ _SWITCH = 0.0005  # seconds after which a thread that waits for Python gets it: 
 
 def main() -> int:
     """Load the model of the first frame, answer ready or failed, and serve until the frame `quit`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
-    guard.arm()
-    channel = Channel(os.dup(1))
-    os.dup2(2, 1)
+    stdin, channel = own_pipes()
     sys.setswitchinterval(_SWITCH)
-    inbox = Inbox(own_stdin())
+    inbox = Inbox(stdin)
     inbox.start()
     verb, *rest = inbox.get()
     if verb != "load":

@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "templates": {"process"} | BASE,
     "transport": {"process"} | BASE,
     "openai_api": {"transport"} | BASE,
-    "openvino_server": {"models", "openai_api", "process", "services", "templates"} | BASE,
+    "openvino_server": {"models", "openai_api", "process", "services", "speech", "templates"} | BASE,
     "engines/base": {"download", "manifest", "models", "protocol", "services"} | BASE,
     "engines/options": {"manifest"} | BASE,
     "install": {"download", "engines/base", "manifest", "process", "protocol"} | BASE,
@@ -85,13 +85,17 @@ SHARED = {
     "openai_api.assemble",  # whole answers from the parts of a stream
     "openai_api.completions",  # log probabilities of a completion
     "openai_api.conversation",  # messages of a chat
+    "openai_api.ranking",  # documents as texts
     "process.entry",  # stdin of a program, and its failure
     "process.guard",  # ends with the parent process
     "process.health",  # processor time, by which a hung worker is found
     "process.memory",  # figures for an error of too little memory
     "process.python",  # the argv of a module
     "process.restarts",  # when a dead worker is restarted
+    "services",  # what a request must hold
+    "services.base",  # the fields of a request, checked
     "services.pictures",  # formats of pictures, and how many a request may have
+    "speech.pcm",  # WAV files
     "system.data_urls",  # pictures in messages
     "system.files",  # JSON files of a model, within bounds
     "system.sizes",  # sizes in messages

@@ -12,7 +12,7 @@ from operator import mul
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.speech.containers import UNKNOWN_LENGTH, wav_chunks
 
-__all__ = ["BYTES_A_SECOND", "RATE", "Wave", "native_samples", "read_wave", "seconds", "wav_header"]
+__all__ = ["BYTES_A_SECOND", "RATE", "Wave", "native_samples", "read_wave", "seconds", "wav_format", "wav_header"]
 
 RATE = 16_000
 """Samples per second of transcribed audio, which is mono s16le."""
@@ -56,7 +56,7 @@ def wav_header(size: int, rate: int = RATE, channels: int = 1) -> bytes:
 def native_samples(audio: bytes) -> bytes | None:
     """The samples of a WAV of 16 kHz mono s16le, which may be truncated; None for any other audio."""
     try:
-        (kind, channels, rate, bits), place, size = _chunks(audio)
+        (kind, channels, rate, bits), place, size = wav_format(audio)
     except ValueError:
         return None
     if (kind, channels, rate, bits) != (_PCM, 1, RATE, 16):
@@ -73,7 +73,7 @@ def read_wave(audio: bytes) -> Wave:
     about 60 ms.
     """
     try:
-        (kind, channels, rate, bits), place, size = _chunks(audio)
+        (kind, channels, rate, bits), place, size = wav_format(audio)
         if not channels or not rate or (kind, bits) not in _WIDTHS:
             raise ValueError(f"unsupported samples: format {kind}, {bits} bits, {channels} channels, {rate} Hz")
     except ValueError as error:
@@ -83,8 +83,11 @@ def read_wave(audio: bytes) -> Wave:
     return Wave(_to_s16(data[: len(data) - len(data) % frame], kind, bits), rate, channels)
 
 
-def _chunks(audio: bytes) -> tuple[tuple[int, int, int, int], int, int]:
-    """The format (tag, channels, rate, bits) of a WAV, and the position and declared size in bytes of its samples."""
+def wav_format(audio: bytes) -> tuple[tuple[int, int, int, int], int, int]:
+    """The format (tag, channels, rate, bits) of a WAV, and the position and declared size in bytes of its samples.
+
+    Raises ValueError for anything else.
+    """
     if audio[:4] != b"RIFF" or audio[8:12] != b"WAVE":
         raise ValueError("the RIFF header is missing")
     form = None

@@ -6,14 +6,16 @@ the pipelines of the other kinds compute one call at a time, with a queue in fro
 
 from __future__ import annotations
 
-import collections
 import importlib
 import json
 import threading
 import traceback
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.system.files import LARGEST_JSON, read_json
 from openvino_server.errors import RequestError
 from openvino_server.trimming import trim_openvino
@@ -25,7 +27,6 @@ __all__ = [
     "Cancelled",
     "Job",
     "OneAtATime",
-    "Pipeline",
     "Server",
     "Settings",
     "json_file",
@@ -33,7 +34,6 @@ __all__ = [
     "reason",
     "refusal",
     "text_file",
-    "text_list",
     "too_long",
 ]
 
@@ -53,23 +53,23 @@ class Cancelled(Exception):  # noqa: N818  # not an error
     """The running job was cancelled."""
 
 
+@dataclass(frozen=True)
 class Settings:
     """The settings in a load frame: the model's folder, device, options, threads and the cache's folder."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.path = Path(settings["path"])
-        self.device: str = settings.get("device") or "CPU"
-        self.options: dict[str, Any] = dict(settings.get("options") or {})
-        self._threads = int(settings.get("threads") or 0)
-        self._cache_dir = str(settings.get("cache_dir") or "")
+    path: Path
+    device: str
+    options: dict[str, Any]
+    threads: int
+    cache_dir: str
 
     def properties(self) -> dict[str, Any]:
         """OpenVINO's properties: threads and cache, overridden by `plugin_config`. Raises RequestError."""
         found: dict[str, Any] = {}
-        if self._threads:
-            found["INFERENCE_NUM_THREADS"] = self._threads
-        if self._cache_dir:
-            found["CACHE_DIR"] = self._cache_dir
+        if self.threads:
+            found["INFERENCE_NUM_THREADS"] = self.threads
+        if self.cache_dir:
+            found["CACHE_DIR"] = self.cache_dir
         given = self.options.get("plugin_config") or {}
         if isinstance(given, str):
             try:
@@ -88,33 +88,20 @@ class Job:
         self.number = number
         self.request = request
         self._channel = channel
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
+        cancelled = threading.Event()
+        self.cancel = cancelled.set
         """Request the end of a running job."""
-        self._cancelled.set()
-
-    def cancelled(self) -> bool:
+        self.cancelled = cancelled.is_set
         """Whether the call was cancelled; for callbacks of pipelines."""
-        return self._cancelled.is_set()
 
     def check(self) -> None:
         """Raise Cancelled if the call was cancelled. Called between two parts of the work."""
-        if self._cancelled.is_set():
+        if self.cancelled():
             raise Cancelled
 
     def progress(self, step: int, total: int) -> None:
         """Send the progress: `step` of `total` is done."""
         self._channel.send(("progress", self.number, step, total))
-
-
-class Pipeline(Protocol):
-    """A pipeline that does one job at a time."""
-
-    facts: dict[str, Any]
-
-    def run(self, job: Job) -> dict[str, Any]:
-        """Compute the answer. Raises RequestError, or Cancelled when the job was cancelled."""
 
 
 class Server(Protocol):
@@ -126,13 +113,17 @@ class Server(Protocol):
         """Answer requests until the frame `quit`."""
 
 
-class OneAtATime:
-    """Runs the jobs of a pipeline one after the other; waiting and running ones can be cancelled."""
+class OneAtATime(ABC):
+    """A server that runs its jobs one after the other; waiting and running ones can be cancelled."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.facts = pipeline.facts
-        self._pipeline = pipeline
-        self._waiting: collections.OrderedDict[int, Job] = collections.OrderedDict()
+    facts: dict[str, Any]
+
+    @abstractmethod
+    def run(self, job: Job) -> dict[str, Any]:
+        """Compute the answer. Raises RequestError, or Cancelled when the job was cancelled."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Job] = {}
         self._running: Job | None = None
         self._changed = threading.Condition()
         self._quit = False
@@ -144,32 +135,30 @@ class OneAtATime:
             channel.send(self._answer(job))
 
     def _listen(self, inbox: Inbox, channel: Channel) -> None:
-        while True:
+        while not self._quit:
             verb, *rest = inbox.get()
             with self._changed:
-                if verb == "do":
-                    self._waiting[rest[0]] = Job(rest[0], rest[1], channel)
-                elif verb == "cancel":
-                    if self._waiting.pop(rest[0], None) is not None:
-                        channel.send(("error", rest[0], *CANCELLED))
-                    elif self._running is not None and self._running.number == rest[0]:
-                        self._running.cancel()
-                elif verb == "quit":
+                if verb == "quit":
                     self._quit = True
+                elif verb == "do":
+                    self._waiting[rest[0]] = Job(rest[0], rest[1], channel)
+                elif self._waiting.pop(rest[0], None) is not None:
+                    channel.send(("error", rest[0], *CANCELLED))
+                elif self._running is not None and self._running.number == rest[0]:
+                    self._running.cancel()
                 self._changed.notify()
 
     def _next(self) -> Job | None:
         with self._changed:
             self._running = None
             self._changed.wait_for(lambda: self._waiting or self._quit)
-            if self._quit:
-                return None
-            _, self._running = self._waiting.popitem(last=False)
+            if not self._quit:
+                self._running = self._waiting.pop(next(iter(self._waiting)))
             return self._running
 
     def _answer(self, job: Job) -> Frame:
         try:
-            return ("done", job.number, self._pipeline.run(job))
+            return ("done", job.number, self.run(job))
         except Cancelled:
             return ("error", job.number, *CANCELLED)
         except Exception as error:  # noqa: BLE001  # one bad call must not end the others
@@ -178,12 +167,12 @@ class OneAtATime:
 
 def load(settings: dict[str, Any]) -> Server:
     """Load the model of a load frame. Raises any exception of the pipeline; `reason` has its text."""
-    kind = settings["kind"]
+    kind = settings.pop("kind")
     if kind not in _MODULES:
         raise RequestError(f"kind: {kind!r} is not one of {', '.join(_MODULES)}")
     trim_openvino()
     module = importlib.import_module(f"{__name__}.{_MODULES[kind]}")
-    server: Server = module.load(Settings(settings))
+    server: Server = module.Served(Settings(Path(settings.pop("path")), **settings))
     return server
 
 
@@ -200,10 +189,11 @@ def reason(error: BaseException) -> str:
 
 def refusal(number: int, error: Exception) -> Frame:
     """The error frame of a call; an error that the request did not cause is also logged to stderr."""
-    if isinstance(error, RequestError):
-        return ("error", number, error.status, error.kind, str(error))
     if isinstance(error, RecursionError):
-        return ("error", number, 400, "invalid_request_error", "the body is nested too deeply")
+        error = RequestError("the body is nested too deeply")
+    if isinstance(error, (RequestError, InvalidRequestError)):
+        answer = RequestError.of(error)
+        return ("error", number, answer.status, answer.kind, answer.message)
     traceback.print_exception(error)
     return ("error", number, 500, "server_error", reason(error))
 
@@ -226,13 +216,6 @@ def text_file(path: Path) -> str | None:
 def json_file(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model's folder; empty when it is missing or not a JSON object."""
     return read_json(path) or {}
-
-
-def text_list(value: Any, field: str) -> list[str]:
-    """A list of strings that is not empty. Raises RequestError."""
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise RequestError(f"{field}: must be a list of at least one string")
-    return value
 
 
 def too_long(what: str, tokens: int, limit: int, *, least: bool = False) -> RequestError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine_plugin.errors import InvalidRequestError
 from openvino_server.errors import RequestError
 from openvino_server.pipelines import Job, OneAtATime, Settings, json_file, too_long
 from openvino_server.pipelines.text import LONGEST_TOKEN
@@ -15,18 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["load"]
+__all__ = ["Served"]
 
 _BATCH = 32  # texts in a batch, which bounds memory; a cancel takes effect between two batches
 
 
-def load(settings: Settings) -> OneAtATime:
-    """The server of an embedding model; called by `pipelines.load`."""
-    return OneAtATime(_Embed(settings))
+class Served(OneAtATime):
+    """An embedding model. Made by `pipelines.load`."""
 
-
-class _Embed:
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         import openvino_genai
 
         options = settings.options
@@ -49,7 +48,7 @@ class _Embed:
         self.facts: dict[str, Any] = {"context_length": self._limit, "capabilities": ["embedding"]}
 
     def run(self, job: Job) -> dict[str, Any]:
-        texts = self._texts(job.request.get("input"))
+        texts = self._texts(job.request["input"])
         if self._truncate and self._limit:
             texts = [text[: self._limit * LONGEST_TOKEN] for text in texts]
         counts: list[int] = []
@@ -88,20 +87,13 @@ class _Embed:
         if start < len(counts):
             yield start, len(counts)
 
-    def _texts(self, given: Any) -> list[str]:
-        if not isinstance(given, list) or not given:
-            raise RequestError("input: must be a list of strings, of tokens or of lists of tokens, and not empty")
-        if all(isinstance(item, int) for item in given):
+    def _texts(self, given: list[Any]) -> list[str]:
+        if isinstance(given[0], int):
             return [self._tokens.text(given, "input")]
-        texts = []
-        for index, item in enumerate(given):
-            if isinstance(item, list) and item and all(isinstance(token, int) for token in item):
-                texts.append(self._tokens.text(item, f"input[{index}]"))
-            elif isinstance(item, str):
-                texts.append(item)
-            else:
-                raise RequestError(f"input[{index}]: must be a string or a list of tokens, not empty")
-        return texts
+        return [
+            item if isinstance(item, str) else self._tokens.text(item, f"input[{index}]")
+            for index, item in enumerate(given)
+        ]
 
 
 class Tokens:
@@ -135,9 +127,10 @@ class Tokens:
         vocabulary: the detokenizer would omit it."""
         for place, token in enumerate(tokens):
             if token not in self._vocabulary:
-                raise RequestError(
-                    f"{field}[{place}]: {token} is not a token of this model; its vocabulary has "
-                    f"{len(self._vocabulary)} tokens, from {min(self._vocabulary)} to {max(self._vocabulary)}"
+                raise InvalidRequestError.at(
+                    f"{field}[{place}]",
+                    f"{token} is not a token of this model; its vocabulary has {len(self._vocabulary)} tokens, "
+                    f"from {min(self._vocabulary)} to {max(self._vocabulary)}",
                 )
         return str(self._tokenizer.decode(list(tokens)))
 

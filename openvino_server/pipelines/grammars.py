@@ -17,8 +17,9 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.process import guard
-from openvino_server.errors import RequestError
+from engine_plugin.services.base import optional
 from openvino_server.frames import encode, receive
 
 if TYPE_CHECKING:
@@ -149,52 +150,47 @@ class Grammars:
 
 
 def wanted(params: Parameters) -> Grammar | None:
-    """The grammar that a call's parameters ask for. Raises RequestError, naming the field."""
+    """The grammar that a call's parameters ask for. Raises InvalidRequestError."""
     form = params.get("response_format")
     if form is not None:
         return _response_format(form)
-    nested = params.get("structured_outputs") or params.get("guided_decoding") or {}
-    if not isinstance(nested, dict):
-        raise RequestError("structured_outputs: must be an object")
+    nested = optional(params, "structured_outputs", dict) or optional(params, "guided_decoding", dict) or {}
     for name, kind in (("json", "json_schema"), ("regex", "regex"), ("grammar", "grammar"), ("choice", "choice")):
         for field, value in ((f"guided_{name}", params.get(f"guided_{name}")), (name, nested.get(name))):
             if value is not None:
-                return Grammar(field, *_grammar(field, kind, value))
-    if params.get("grammar"):
-        return Grammar("grammar", *_grammar("grammar", "grammar", params["grammar"]))
-    return None
+                return _grammar(field, kind, value)
+    return _grammar("grammar", "grammar", params["grammar"]) if params.get("grammar") else None
 
 
-def _response_format(form: Any) -> Grammar | None:
-    kind = form.get("type") if isinstance(form, dict) else None
-    field = "response_format"
+def _response_format(form: dict[str, Any]) -> Grammar | None:
+    field, kind = "response_format", form.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
-        return Grammar(field, *_grammar(field, "json_schema", form.get("schema") or {"type": "object"}))
+        return _grammar(field, "json_schema", form.get("schema") or {"type": "object"})
     if kind == "json_schema":
         given = form.get("json_schema")
         schema = given.get("schema") if isinstance(given, dict) and "schema" in given else given or form.get("schema")
         if not isinstance(schema, dict):
-            raise RequestError("response_format.json_schema: must be an object with a schema")
-        return Grammar(field, *_grammar(field, "json_schema", schema))
-    if kind in ("regex", "grammar", "ebnf"):
-        value = (
-            form.get("pattern") or form.get("regex") if kind == "regex" else form.get("grammar") or form.get("ebnf")
-        )
-        return Grammar(field, *_grammar(field, "regex" if kind == "regex" else "grammar", value))
-    raise RequestError("response_format.type: must be one of text, json_object, json_schema, regex, grammar")
+            raise InvalidRequestError.at(f"{field}.json_schema", "must be an object with a schema")
+        return _grammar(field, "json_schema", schema)
+    if kind == "regex":
+        return _grammar(field, "regex", form.get("pattern") or form.get("regex"))
+    if kind in ("grammar", "ebnf"):
+        return _grammar(field, "grammar", form.get("grammar") or form.get("ebnf"))
+    raise InvalidRequestError.at(f"{field}.type", "must be one of text, json_object, json_schema, regex, grammar")
 
 
-def _grammar(field: str, kind: str, value: Any) -> tuple[str, str]:
+def _grammar(field: str, kind: str, value: Any) -> Grammar:
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-            raise RequestError(f"{field}: must be a list of strings")
-        return "grammar", "root ::= " + " | ".join(json.dumps(item, ensure_ascii=False) for item in value)
-    if kind == "json_schema" and isinstance(value, dict):
-        return kind, json.dumps(value, ensure_ascii=False)
+            raise InvalidRequestError.at(field, "must be a list of strings")
+        kind, value = "grammar", "root ::= " + " | ".join(json.dumps(item, ensure_ascii=False) for item in value)
+    elif kind == "json_schema" and isinstance(value, dict):
+        value = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, str) or not value:
-        raise RequestError(f"{field}: must be a string{' or a schema' if kind == 'json_schema' else ''}, not empty")
+        or_schema = " or a schema" if kind == "json_schema" else ""
+        raise InvalidRequestError.at(field, f"must be a string{or_schema}, not empty")
     if "\0" in value:
-        raise RequestError(f"{field}: must not contain the character U+0000")
-    return kind, value
+        raise InvalidRequestError.at(field, "must not contain the character U+0000")
+    return Grammar(field, kind, value)

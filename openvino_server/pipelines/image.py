@@ -6,27 +6,26 @@ import io
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import integer, number
 from engine_plugin.services.pictures import IMAGE_FORMATS
 from openvino_server.errors import RequestError
-from openvino_server.fields import number, whole
 from openvino_server.pipelines import Job, OneAtATime, Settings
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["load"]
+__all__ = ["Served"]
 
 _GRAIN = 8  # pixels for each value of the latent; the pipeline requires multiples
 _SEEDS = 1 << 31
 
 
-def load(settings: Settings) -> OneAtATime:
-    """The server of an image model; called by `pipelines.load`."""
-    return OneAtATime(_Image(settings))
+class Served(OneAtATime):
+    """An image model. Made by `pipelines.load`."""
 
-
-class _Image:
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         import openvino_genai
 
         options = settings.options
@@ -43,14 +42,12 @@ class _Image:
 
     def run(self, job: Job) -> dict[str, Any]:
         request = job.request
-        prompt = request.get("prompt")
-        if not isinstance(prompt, str) or not prompt:
-            raise RequestError("prompt: must be a string, not empty")
-        count = whole(request, "n", 1, self._most_images, 1)
-        steps = whole(
-            request, "steps", 1, self._most_steps, min(self._steps, self._most_steps), "num_inference_steps"
-        )
-        seed = whole(request, "seed", 0, (1 << 63) - 1, secrets.randbelow(_SEEDS))
+        prompt = request["prompt"]
+        count = integer(request, "n", 1, self._most_images) or 1
+        steps = integer({"num_inference_steps": request.get("steps")}, "num_inference_steps", 1, self._most_steps)
+        steps = steps or min(self._steps, self._most_steps)
+        seed = integer(request, "seed", 0, (1 << 63) - 1)
+        seed = secrets.randbelow(_SEEDS) if seed is None else seed
         form = request.get("format") or IMAGE_FORMATS[0]
         options = self._options(request) | {"num_inference_steps": steps, "num_images_per_prompt": 1}
         # One at a time: it takes less memory, and a cancel takes effect sooner.
@@ -73,22 +70,19 @@ class _Image:
         return picture.data[0]
 
     def _options(self, request: dict[str, Any]) -> dict[str, Any]:
-        width, height = self._size or self._own_size
-        width = whole(request, "width", _GRAIN, self._largest[0], width, "size: width")
-        height = whole(request, "height", _GRAIN, self._largest[1], height, "size: height")
-        for name, value in (("width", width), ("height", height)):
-            if value % _GRAIN:
-                raise RequestError(f"size: {name} must be a multiple of {_GRAIN}, not {value}")
-        options: dict[str, Any] = {"width": width, "height": height}
+        options: dict[str, Any] = {}
+        for name, default, most in zip(("width", "height"), self._size or self._own_size, self._largest, strict=True):
+            side = options[name] = request.get(name) or default
+            if not _GRAIN <= side <= most or side % _GRAIN:
+                raise InvalidRequestError.at(
+                    "size", f"{name} must be a multiple of {_GRAIN} from {_GRAIN} to {most}, not {side}"
+                )
         guidance = number({"guidance_scale": request.get("guidance")}, "guidance_scale", 0, 100)
         if guidance is not None:
             options["guidance_scale"] = guidance
-        negative = request.get("negative_prompt")
-        if negative:
-            if not isinstance(negative, str):
-                raise RequestError("negative_prompt: must be a string")
+        if negative := request.get("negative_prompt"):
             if guidance is not None and guidance <= 1:
-                raise RequestError("negative_prompt: works only with a guidance_scale above 1")
+                raise InvalidRequestError.at("negative_prompt", "works only with a guidance_scale above 1")
             options["negative_prompt"] = negative
         return options
 

@@ -14,10 +14,11 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.errors import InvalidRequestError
 from openvino_server import chat
+from openvino_server.calls import Tools
 from openvino_server.dialect import Dialect
 from openvino_server.errors import RequestError
-from openvino_server.fields import flag
 from openvino_server.pipelines import CANCELLED, json_file, reason, refusal, too_long
 from openvino_server.pipelines.grammars import Grammar, Grammars, wanted
 from openvino_server.pipelines.sampling import Params
@@ -38,28 +39,15 @@ if TYPE_CHECKING:
     from openvino_server.frames import Channel, Frame, Inbox
     from openvino_server.pipelines import Settings
 
-__all__ = ["load"]
+__all__ = ["Served"]
 
 _ROOM = 1 << 20  # tokens of an answer, if neither the model nor the call has a limit
 _ALL = 1 << 30
 _GATHER = 0.004  # seconds between frames: a frame for each step would keep the server process busy
 
 
-def load(settings: Settings) -> _Llm:
-    """The server of a language model; called by `pipelines.load`."""
-    return _Llm(settings)
-
-
-class _UncheckedError(Exception):
-    """The call must wait for the check of its grammar."""
-
-    def __init__(self, grammar: Grammar) -> None:
-        super().__init__()
-        self.grammar = grammar
-
-
-class _Llm:
-    """See Server."""
+class Served:
+    """A language model; see `Server`. Made by `pipelines.load`."""
 
     def __init__(self, settings: Settings) -> None:
         import openvino_genai
@@ -74,7 +62,8 @@ class _Llm:
         self._stop_tokens = set(self._base.stop_token_ids) | {self._base.eos_token_id}
         self._detokenizer = Detokenizer(self._tokenizer)
         self._path = settings.path
-        self._unchecked: dict[int, tuple[Grammar, Frame]] = {}
+        self._unchecked: dict[int, tuple[Grammar, dict[str, Any]]] = {}
+        """Calls that wait for the check of their grammar."""
         self._best_of_limit = int(options.get("best_of_limit") or 20)
         self._tokens_limit = int(options.get("max_tokens_limit") or 0)
         templates = chat.read_templates(settings.path, lambda: self._tokenizer.chat_template)
@@ -126,9 +115,6 @@ class _Llm:
         elif verb == "do":
             try:
                 self._begin(number, rest[0])
-            except _UncheckedError as error:
-                self._drop(number)
-                self._unchecked[number] = (error.grammar, frame)
             except Exception as error:  # noqa: BLE001  # one bad call must not end the others
                 self._drop(number)
                 self._frames.append(refusal(number, error))
@@ -136,61 +122,53 @@ class _Llm:
     def _learn(self, key: str, complaint: str) -> None:
         """Continue the calls that waited for the check of a grammar."""
         self._grammars.learn(key, complaint)
-        for number, (grammar, frame) in list(self._unchecked.items()):
+        for number, (grammar, request) in list(self._unchecked.items()):
             if grammar.key != key:
                 continue
             del self._unchecked[number]
             if complaint:
-                error = RequestError(f"{grammar.field}: cannot be applied: {complaint}")
+                error = InvalidRequestError.at(grammar.field, f"cannot be applied: {complaint}")
                 self._frames.append(refusal(number, error))
             else:
-                self._take(frame)
+                self._take(("do", number, request))
 
     def _begin(self, number: int, request: dict[str, Any]) -> None:
-        params = request.get("params") or {}
-        call = self._calls[number] = Call(number, Params(params, self._best_of_limit, self._tokens_limit))
+        """Begin a call, or the check of its grammar."""
+        params = request["params"]
+        call = Call(number, Params(params, self._best_of_limit, self._tokens_limit))
+        tools = Tools(request.get("tools") or [], request.get("forced") or [])
+        forced = self._dialect.forced(tools)
+        grammar = Grammar("tools", "tools", forced) if forced else wanted(params)
+        if grammar is not None and not self._grammars.is_good(grammar):
+            self._unchecked[number] = (grammar, request)
+            return
+        self._calls[number] = call
+        config = grammar.config() if grammar is not None else None
         if request["op"] == "chat":
-            self._begin_chat(call, request, params)
-        elif request["op"] == "complete":
-            self._begin_completion(call, request, params)
+            self._begin_chat(call, request, tools, config)
         else:
-            raise RequestError(f"{request['op']!r} is not an operation of a language model")
+            self._begin_completion(call, request, config)
         if call.echoes:
             self._frames.append(("part", [(number, call.echoes)]))
 
-    def _begin_chat(self, call: Call, request: dict[str, Any], params: dict[str, Any]) -> None:
+    def _begin_chat(self, call: Call, request: dict[str, Any], tools: Tools, grammar: Any) -> None:
         prompt: str = request["prompt"]  # the model's template rendered it, in a process of its own
-        tools = chat.tools(request.get("tools"), request.get("tool_choice"))
-        forced = self._dialect.forced(tools)
-        grammar = self._checked(Grammar("tools", "tools", forced) if forced else wanted(params))
-        images = pictures(request.get("pictures") or [])
+        images = pictures(request["pictures"])
         tokens = None if self._sees else self._encode(prompt, special=False)
         plan = self._dialect.plan(tools, prompt, guided=grammar is not None)
         self._add(call, 0, prompt if tokens is None else tokens, grammar, images, plan)
 
-    def _begin_completion(self, call: Call, request: dict[str, Any], params: dict[str, Any]) -> None:
-        prompts = request.get("prompt")
-        if isinstance(prompts, str) or (isinstance(prompts, list) and prompts and isinstance(prompts[0], int)):
+    def _begin_completion(self, call: Call, request: dict[str, Any], grammar: Any) -> None:
+        prompts = request["prompt"]
+        if isinstance(prompts, str) or isinstance(prompts[0], int):
             prompts = [prompts]
-        if not isinstance(prompts, list) or not prompts:
-            raise RequestError("prompt: must be a string, a list of strings or a list of tokens, not empty")
-        grammar = self._checked(wanted(params))
-        echo = flag(request, "echo", False)
         for index, prompt in enumerate(prompts):
             given: Any = prompt if isinstance(prompt, str) and self._sees else self._prompt_tokens(prompt)
-            if echo:
+            if request.get("echo"):
                 text = prompt if isinstance(prompt, str) else str(self._tokenizer.decode(prompt))
                 first = index * call.params.n
                 call.echoes += [(first + one, text, 0, None, None) for one in range(call.params.n)]
             self._add(call, index * call.params.n, given, grammar, [], None)
-
-    def _checked(self, grammar: Grammar | None) -> Any:
-        """GenAI's config of a grammar. Raises _UncheckedError when the call has to wait for the check."""
-        if grammar is None:
-            return None
-        if not self._grammars.is_good(grammar):
-            raise _UncheckedError(grammar)
-        return grammar.config()
 
     def _prompt_tokens(self, prompt: Any) -> Any:
         import numpy as np
@@ -199,7 +177,7 @@ class _Llm:
         if isinstance(prompt, str):
             return self._encode(prompt, special=True)
         if not isinstance(prompt, list) or not all(isinstance(token, int) for token in prompt):
-            raise RequestError("prompt: must be a string, a list of strings or a list of tokens")
+            raise InvalidRequestError.at("prompt", "must be a string, a list of strings or a list of tokens")
         if not all(0 <= token < self._vocabulary for token in prompt):
             raise RequestError(f"prompt: the model's tokens are from 0 to {self._vocabulary - 1}")
         return openvino.Tensor(np.array([prompt], dtype=np.int64))

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from openvino_server.errors import RequestError
-from openvino_server.pipelines import Job, OneAtATime, Settings, json_file, text_list
+from engine_plugin.errors import InvalidRequestError
+from openvino_server.pipelines import Job, OneAtATime, Settings, json_file
 from openvino_server.pipelines.embed import Tokens
 
-__all__ = ["load"]
+__all__ = ["Served"]
 
 _EVERY = 1 << 20  # the pipeline's own default returns the best three only
 
 
-def load(settings: Settings) -> OneAtATime:
-    """The server of a rerank model; called by `pipelines.load`."""
-    return OneAtATime(_Rerank(settings))
+class Served(OneAtATime):
+    """A rerank model. Made by `pipelines.load`."""
 
-
-class _Rerank:
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         import openvino_genai
 
         options = settings.options
@@ -37,19 +35,17 @@ class _Rerank:
         self.facts: dict[str, Any] = {"context_length": limit, "capabilities": ["rerank"]}
 
     def run(self, job: Job) -> dict[str, Any]:
-        query = job.request.get("query")
-        if not isinstance(query, str):
-            raise RequestError("query: must be a string")
-        documents = text_list(job.request.get("documents"), "documents")
+        query: str = job.request["query"]
+        documents: list[str] = job.request["documents"]
         if len(documents) > self._most:
-            raise RequestError(f"documents: {len(documents)} documents; at most {self._most} are allowed")
+            raise InvalidRequestError.at("documents", f"there are {len(documents)}; at most {self._most} are allowed")
         of_query = self._tokens.count(query)
         counts: list[int] = []
         for document in documents:
             job.check()
             counts.append(self._tokens.count(document))
         if self._tokens.is_empty(of_query) and any(map(self._tokens.is_empty, counts)):
-            raise RequestError("query: the query and a document are empty; at least one must have text")
+            raise InvalidRequestError.at("query", "the query and a document are empty; at least one must have text")
         scores = []
         for document in documents:
             job.check()

@@ -8,49 +8,48 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from openvino_server.errors import RequestError
-from openvino_server.fields import flag, number, whole
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import integer, number, optional
 from openvino_server.pipelines import reason
 
-__all__ = ["Parameters", "Params"]
+__all__ = ["MOST_CHOICES", "Parameters", "Params"]
+
+MOST_CHOICES = 128
+"""The most answers to one prompt."""
 
 _SEEDS = 1 << 31
+_MOST = (1 << 31) - 1
 
 Parameters = dict[str, Any]
 
 
 class Params:
-    """The checked parameters of a call. Raises RequestError that names the field."""
+    """The checked parameters of a call. Raises InvalidRequestError."""
 
     def __init__(self, params: Parameters, best_of_limit: int, tokens_limit: int) -> None:
         for name in _UNSUPPORTED:
             if params.get(name):
-                raise RequestError(f"{name}: OpenVINO does not support it; leave it out")
-        self.n = whole(params, "n", 1, 128, 1)
-        self.best_of = whole(params, "best_of", 1, 128, self.n)
-        if self.best_of < self.n:
-            raise RequestError(f"best_of: must be at least n, {self.n}")
-        if self.best_of > best_of_limit:
-            raise RequestError(f"{'best_of' if params.get('best_of') else 'n'}: at most {best_of_limit} are allowed")
+                raise InvalidRequestError.at(name, "OpenVINO does not support it; leave it out")
+        most = min(MOST_CHOICES, best_of_limit)
+        self.n = integer(params, "n", 1, most) or 1
+        self.best_of = integer(params, "best_of", self.n, most) or self.n
         name = "max_completion_tokens" if params.get("max_completion_tokens") is not None else "max_tokens"
         unlimited = params.get(name) == -1
-        self.max_tokens = 0 if unlimited else whole(params, name, 1, (1 << 31) - 1, 0)
-        if tokens_limit:
-            if self.max_tokens > tokens_limit:
-                raise RequestError(f"{name}: at most {tokens_limit} are allowed")
-            self.max_tokens = self.max_tokens or tokens_limit
-        self.stops = _stops(params.get("stop"))
-        self.keep_stop = flag(params, "include_stop_str_in_output", False)
-        self.ignore_eos = flag(params, "ignore_eos", False)
-        self.seed = whole(params, "seed", -(1 << 63), (1 << 63) - 1, -1)
-        if self.seed < 0:
-            self.seed = secrets.randbelow(_SEEDS)  # the pipeline's default is the same for all calls
+        self.max_tokens = (not unlimited and integer(params, name, 1, tokens_limit or _MOST)) or tokens_limit
+        stop = params.get("stop") or []
+        self.stops = [text for text in ([stop] if isinstance(stop, str) else stop) if text]
+        self.keep_stop = bool(optional(params, "include_stop_str_in_output", bool))
+        self.ignore_eos = bool(optional(params, "ignore_eos", bool))
+        seed = integer(params, "seed", -(1 << 63), (1 << 63) - 1)
+        if seed is None or seed < 0:
+            seed = secrets.randbelow(_SEEDS)  # the pipeline's default is the same for all calls
+        self.seed: int = seed
         self.logprobs = self._logprobs(params)
         self._numbers = {
             name: value for name, low, high in _RANGES if (value := number(params, name, low, high)) is not None
         }
-        self._top_k = whole(params, "top_k", -1, 1 << 31, None)
-        self._min_tokens = whole(params, "min_tokens", 0, 1 << 31, 0)
+        self._top_k = integer(params, "top_k", -1, _MOST)
+        self._min_tokens = integer(params, "min_tokens", 0, _MOST) or 0
 
     @staticmethod
     def _logprobs(params: Parameters) -> bool:
@@ -59,11 +58,13 @@ class Params:
         name = "top_logprobs"
         if wanted is not None and not isinstance(wanted, bool):
             name, wanted = "logprobs", True  # of completions: how many candidates
-        count = whole(params, name, 0, 20, 0)
+        count = integer(params, name, 0, 20) or 0
         if count and not wanted:
-            raise RequestError("top_logprobs: needs logprobs to be true")
+            raise InvalidRequestError.at("top_logprobs", "needs logprobs to be true")
         if count > 1:
-            raise RequestError(f"{name}: OpenVINO returns the chosen token's only; the maximum is 1, not {count}")
+            raise InvalidRequestError.at(
+                name, f"OpenVINO returns the chosen token's only; the maximum is 1, not {count}"
+            )
         return bool(wanted)
 
     def config(self, base: Any, room: int, grammar: Any, seed: int) -> Any:
@@ -92,7 +93,7 @@ class Params:
         try:
             base.validate()
         except RuntimeError as error:
-            raise RequestError(f"params: {reason(error)}") from error
+            raise InvalidRequestError.at("params", reason(error)) from error
         return base
 
 
@@ -106,12 +107,3 @@ _RANGES = (
     ("presence_penalty", -2.0, 2.0),
     ("repetition_penalty", 1e-6, 100.0),
 )
-
-
-def _stops(given: Any) -> list[str]:
-    if given is None:
-        return []
-    stops = [given] if isinstance(given, str) else given
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise RequestError("stop: must be a string or a list of strings")
-    return [stop for stop in stops if stop]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from engine_plugin.services.base import number
 from openvino_server.errors import RequestError
-from openvino_server.fields import number
 from openvino_server.pipelines import Job, OneAtATime, Settings
 
-__all__ = ["load"]
+__all__ = ["Served"]
 
 RATE = 16000
 
@@ -28,13 +28,11 @@ Audio = np.ndarray[Any, np.dtype[np.float32]]
 Segment = tuple[float, float, str]
 
 
-def load(settings: Settings) -> OneAtATime:
-    """The server of a Whisper model; called by `pipelines.load`."""
-    return OneAtATime(_SpeechToText(settings))
+class Served(OneAtATime):
+    """A Whisper model. Made by `pipelines.load`."""
 
-
-class _SpeechToText:
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self._settings = settings
         self._words = bool(settings.options.get("enable_word_timestamps", False))
         self._open()
@@ -58,9 +56,8 @@ class _SpeechToText:
 
     def run(self, job: Job) -> dict[str, Any]:
         audio = _audio(job.request.get("audio"))
-        words = bool(job.request.get("words"))
         config = self._config(job.request)
-        if words:
+        if job.request.get("words"):
             self._align()
             config.word_timestamps = True
         transcript = _Transcript()
@@ -70,7 +67,7 @@ class _SpeechToText:
             job.progress(start, total)
             start += self._transcribe(job, audio[start : start + _WINDOW], start, config, transcript)
         job.check()
-        return transcript.answer(words)
+        return transcript.answer()
 
     def _align(self) -> None:
         """Reopen the pipeline with word times, which make it slower. Raises RequestError if the model has none."""
@@ -150,17 +147,14 @@ class _Transcript:
         self.words: list[Segment] = []
         self.language = ""
 
-    def answer(self, words: bool) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
         """The payload of the `done` frame."""
-        found: dict[str, Any] = {
-            "text": "".join(text for _, _, text in self.segments).strip(),
-            "segments": [(round(begin, 2), round(end, 2), text.strip()) for begin, end, text in self.segments],
-        }
-        if words:
-            found["words"] = [(round(begin, 2), round(end, 2), word.strip()) for begin, end, word in self.words]
-        if self.language:
-            found["language"] = self.language
-        return found
+        segments, words = (
+            [(round(begin, 2), round(end, 2), text.strip()) for begin, end, text in timed]
+            for timed in (self.segments, self.words)
+        )
+        text = "".join(text for _, _, text in self.segments).strip()
+        return {"text": text, "segments": segments, "words": words, "language": self.language}
 
 
 def _segments(result: Any, length: float, more: bool) -> tuple[list[Segment], float]:

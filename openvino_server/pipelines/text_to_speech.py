@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openvino_server import fields
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services import base
 from openvino_server.errors import RequestError
 from openvino_server.pipelines import Job, OneAtATime, Settings, json_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["load", "pieces"]
+__all__ = ["Served", "pieces"]
 
 _PIECE = 100  # characters of a piece, at most; SpeechT5 gets worse with length
 _FRAMES_OF_LETTER = 8  # of 16 ms
@@ -31,13 +33,11 @@ _DEFAULT = "default"
 Wave = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def load(settings: Settings) -> OneAtATime:
-    """The server of a speech model; called by `pipelines.load`."""
-    return OneAtATime(_TextToSpeech(settings))
+class Served(OneAtATime):
+    """A speech model. Made by `pipelines.load`."""
 
-
-class _TextToSpeech:
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         import openvino_genai
 
         options = settings.options
@@ -60,11 +60,9 @@ class _TextToSpeech:
         }
 
     def run(self, job: Job) -> dict[str, Any]:
-        text = job.request.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise RequestError("input: must be a string, not empty")
+        text: str = job.request["text"]
         voice = self._voice(job.request.get("voice"))
-        speed = fields.number(job.request, "speed", *self._speeds)
+        speed = base.number(job.request, "speed", *self._speeds)
         speed = 1.0 if speed is None else speed
         options: dict[str, Any] = {}
         if self._is_kokoro:
@@ -106,8 +104,8 @@ class _TextToSpeech:
                     raise RequestError("voice: this model needs one; configure voices with their files", 412)
                 return next(iter(self._voices.values()))
             return None
-        if not isinstance(given, str) or given not in self._voices:
-            raise RequestError(f"voice: {given!r} is not one of {', '.join([_DEFAULT, *self._voices])}")
+        if given not in self._voices:
+            raise InvalidRequestError.at("voice", f"{given!r} is not one of {', '.join([_DEFAULT, *self._voices])}")
         return self._voices[given]
 
 
@@ -116,22 +114,12 @@ def pieces(text: str, most: int) -> list[str]:
     found: list[str] = []
     current = ""
     for sentence in re.split(r"(?<=[.!?;:。！？；])\s+|\n+", text):
-        for part in _cut(sentence.strip(), most):
+        for part in textwrap.wrap(sentence, most, break_on_hyphens=False):
             if current and len(current) + 1 + len(part) > most:
                 found.append(current)
                 current = ""
             current = f"{current} {part}".strip()
     return [*found, current] if current else found
-
-
-def _cut(sentence: str, most: int) -> list[str]:
-    found = []
-    while len(sentence) > most:
-        at = sentence.rfind(" ", 0, most + 1)
-        at = at if at > 0 else most
-        found.append(sentence[:at].strip())
-        sentence = sentence[at:].strip()
-    return [*found, sentence] if sentence else found
 
 
 def _voice(folder: Path, path: str, shape: list[int]) -> Any:

@@ -11,14 +11,26 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.process import guard
+from engine_plugin.services import VALIDATORS
 from engine_plugin.templates.jinja import ChatTemplate, Templates
 from openvino_server import chat
-from openvino_server.errors import RequestError
+from openvino_server.vectors_api import inputs
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+CHECKS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "chat": VALIDATORS["chat"].check,
+    "complete": VALIDATORS["generate"].check,
+    "embed": lambda request: inputs(request.get("input")),
+    "rerank": VALIDATORS["rerank"].check,
+    "image": VALIDATORS["text-to-image"].check,
+    "speak": VALIDATORS["text-to-speech"].check,
+}
+"""How the server checks a request before a worker gets it."""
 
 SAMPLES = Path(__file__).resolve().parents[3] / "engine_plugin/samples/openvino"
 
@@ -78,12 +90,14 @@ class RunningWorker:
         self._last += 1
         call = self._calls[self._last] = Call(self._last)
         try:
+            if op in CHECKS:
+                CHECKS[op](request | (request.get("params") or {}))
             if op == "chat":
                 request = self._rendered(**request)
-        except RequestError as error:
-            call.result.set_exception(CallFailed(error.status, error.kind, str(error)))
+        except InvalidRequestError as error:
+            call.result.set_exception(CallFailed(400, "invalid_request_error", str(error)))
         else:
-            self.send("do", self._last, {"op": op, **request})
+            self.send("do", self._last, {"op": op, "params": {}, **request})
         return call
 
     def _rendered(self, messages: Any, params: Any = None, **others: Any) -> dict[str, Any]:
@@ -92,7 +106,8 @@ class RunningWorker:
         tools = chat.tools(others.get("tools"), others.get("tool_choice"))
         extra = (params or {}).get("chat_template_kwargs") or {}
         prompt = ChatTemplate(Templates(*self.facts["templates"])).render(plain, tools.offered, extra)
-        return {"prompt": prompt, "pictures": pictures, "params": params or {}, **others}
+        called = {"tools": tools.offered, "forced": tools.forced}
+        return {"prompt": prompt, "pictures": pictures, "params": params or {}, **called}
 
     def cancel(self, call: Call) -> None:
         self.send("cancel", call.number)

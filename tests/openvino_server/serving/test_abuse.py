@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine_plugin.errors import InvalidRequestError
 from openvino_server import wav
-from openvino_server.errors import RequestError
 from tests.openvino_server.serving.test_answers import wav_file
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ async def test_invalid_path_fails_only_its_model(front: Front) -> None:
 
 def test_audio_longer_than_the_limit_is_rejected() -> None:
     data = wav_file(bytes(1000 * 3600 * 6), rate=1000, bits=8)
-    with pytest.raises(RequestError, match="file: is longer than"):
+    with pytest.raises(InvalidRequestError, match="file: is longer than"):
         wav.read_mono(data)
 
 

@@ -110,7 +110,8 @@ async def test_template_that_does_not_compile_is_reported(serve: Serve, template
 async def test_template_variables_must_be_an_object(serve: Serve, extra: Any) -> None:
     front = await serve()
     status, answer = await asked(front, "x", chat_template_kwargs=extra)
-    assert (status, answer["error"]["message"]) == (400, "chat_template_kwargs: must be an object")
+    assert status == 400
+    assert answer["error"]["message"].startswith("chat_template_kwargs: must be an object, not ")
 
 
 async def test_worker_that_continues_a_cancelled_call_is_killed(
