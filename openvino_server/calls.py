@@ -172,9 +172,7 @@ class _JsonCalls(ToolParser):
         self._named = named
         self._bare = bare
         self._state: Callable[[list[Delta]], _Found] = self._first
-        self._depth = 0
-        self._quoted = False
-        self._escaped = False
+        self._nesting = _Nesting()
         self._bracketed = True
         self._list = False
 
@@ -249,7 +247,8 @@ class _JsonCalls(ToolParser):
         try:
             value, end = tagged.DECODER.raw_decode(self._text, at)
         except (ValueError, RecursionError):
-            return _Found.TEXT if self._over or _is_closed(self._text, at, self._piece) else _Found.WAIT
+            closed = "}" in self._piece and _Nesting().end(self._text[at:])
+            return _Found.TEXT if self._over or closed else _Found.WAIT
         call = _whole(value, self._bare)
         if call is None:
             return _Found.TEXT
@@ -262,16 +261,16 @@ class _JsonCalls(ToolParser):
         """Begin a call whose arguments are streamed from `end` on."""
         found.append(self._begin(name, ""))
         self._text = self._text[end:]
-        self._state, self._depth, self._bracketed = self._arguments, 0, bracketed
-        self._quoted = self._escaped = False
+        self._state, self._nesting, self._bracketed = self._arguments, _Nesting(), bracketed
         return _Found.MORE
 
     def _arguments(self, found: list[Delta]) -> _Found:
-        at, ended = self._scan()
+        end = self._nesting.end(self._text)
+        at = end or len(self._text)
         if at:
             found.append(self._more(self._text[:at]))
             self._text = self._text[at:]
-        if not ended:
+        if not end:
             return _Found.WAIT
         self._state = self._tail if self._bracketed else self._next
         return _Found.MORE
@@ -279,7 +278,7 @@ class _JsonCalls(ToolParser):
     def _tail(self, found: list[Delta]) -> _Found:  # noqa: ARG002  # as all states
         """Read the rest of the object around the arguments: other members, and a closing brace if there is one."""
         start = self._text.lstrip()
-        if not start or (start.startswith(",") and not (end := _end_of_object("{" + start))):
+        if not start or (start.startswith(",") and not (end := _Nesting().end("{" + start))):
             return _Found.DONE if self._over else _Found.WAIT
         if start.startswith("}"):
             self._text = start[1:]
@@ -292,9 +291,17 @@ class _JsonCalls(ToolParser):
         self._state = self._next
         return _Found.MORE
 
-    def _scan(self) -> tuple[int, bool]:
-        """How many characters of `_text` belong to the current arguments, and whether the arguments end there."""
-        for at, character in enumerate(self._text):
+
+class _Nesting:
+    """Finds the end of a JSON object in text that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._quoted = self._escaped = False
+
+    def end(self, piece: str) -> int:
+        """The end of the object in the next piece; 0 if the object goes on."""
+        for at, character in enumerate(piece, 1):
             if self._escaped:
                 self._escaped = False
             elif self._quoted:
@@ -307,8 +314,8 @@ class _JsonCalls(ToolParser):
             elif character in "}]":
                 self._depth -= 1
                 if not self._depth:
-                    return at + 1, True
-        return len(self._text), False
+                    return at
+        return 0
 
 
 def _whole(value: Any, among: Schemas | None) -> tuple[str, str] | None:
@@ -325,22 +332,6 @@ def _whole(value: Any, among: Schemas | None) -> tuple[str, str] | None:
     except InvalidRequestError:
         return None
     return name, json.dumps(arguments, ensure_ascii=False)
-
-
-def _end_of_object(text: str) -> int:
-    """The end of the object that begins the text; 0 if the object is incomplete."""
-    depth, at = 0, 0
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', text, re.DOTALL):
-        at = match.end()
-        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(match[0], 0)
-        if not depth:
-            return at
-    return 0
-
-
-def _is_closed(text: str, at: int, piece: str) -> bool:
-    """Whether the object at `at` ended within the last `piece`; called for objects that are not valid JSON."""
-    return "}" in piece and _end_of_object(text[at:]) > 0
 
 
 class _TaggedCalls(_JsonCalls):

@@ -15,35 +15,11 @@ from openvino_server.requests import REGISTRY, json_answer
 
 if TYPE_CHECKING:
     from openvino_server.model import Model
-    from openvino_server.registry import Registry
 
-__all__ = [
-    "config",
-    "is_ready",
-    "live",
-    "metadata",
-    "models",
-    "ready",
-    "reload",
-    "version",
-]
+__all__ = ["config", "live", "metadata", "models", "ready", "reload"]
 
 _SERVER_NAME = "openvino-genai"
 _STARTED = int(time.time())
-
-
-def version() -> str:
-    """The installed version of openvino-genai, read without importing it; "unknown" if it is not installed."""
-    try:
-        return importlib.metadata.version("openvino-genai")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def is_ready(registry: Registry, name: str) -> bool:
-    """Whether a model can answer calls now."""
-    model = registry.models.get(name)
-    return model is not None and model.state == AVAILABLE and not model.complaint
 
 
 async def live(_request: web.Request) -> web.Response:
@@ -57,14 +33,18 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def metadata(_request: web.Request) -> web.Response:
-    """GET /v2"""
-    return json_answer({"name": _SERVER_NAME, "version": version(), "extensions": []})
+    """GET /v2: with the installed version of openvino-genai, read without importing it."""
+    try:
+        version = importlib.metadata.version("openvino-genai")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return json_answer({"name": _SERVER_NAME, "version": version, "extensions": []})
 
 
 async def models(request: web.Request) -> web.Response:
     """GET /v3/models: the models that can answer now"""
-    registry = request.app[REGISTRY]
-    data = [_entry(name, registry.models[name]) for name in sorted(registry.models) if is_ready(registry, name)]
+    served = sorted(request.app[REGISTRY].models.items())
+    data = [_entry(name, model) for name, model in served if model.state == AVAILABLE and not model.complaint]
     return json_answer({"object": "list", "data": data})
 
 

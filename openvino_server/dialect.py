@@ -93,40 +93,30 @@ class Deltas:
         """The deltas that this piece of text completes."""
         if not self._reasons:
             return self._plain(text)
-        found: list[Any] = []
-        text = self._held + text
-        self._held = ""
-        while text and self._reasons:
-            text = self._divide(text, found)
-        return found + self._plain(text)
-
-    def _divide(self, text: str, found: list[Any]) -> str:
-        """Consume the decided part of the text into `found`. Returns the rest that can be divided further."""
+        text, self._held = self._held + text, ""
         if not self._began:
             bare = text.lstrip()
-            if bare.startswith(_THINK):
-                self._began = self._thinking = True
-                return bare[len(_THINK) :]
-            if _THINK.startswith(bare):
-                self._held = text
-                return ""
-            self._reasons = False
-            return text
-        if self._fresh:
-            text = text.lstrip()
+            if not bare.startswith(_THINK):
+                if _THINK.startswith(bare):
+                    self._held = text
+                    return []
+                self._reasons = False
+                return self._plain(text)
+            self._began = self._thinking = True
+            text = bare[len(_THINK) :]
         thought, mark, rest = text.partition(THOUGHT)
-        if not mark:
-            keep = held_back(text, THOUGHT)
-            thought, self._held = text[: len(text) - keep], text[len(text) - keep :]
-            thought, blank = thought.rstrip(), thought[len(thought.rstrip()) :]
-            self._held = blank + self._held
-        if thought.rstrip():
+        if self._fresh:
+            thought = thought.lstrip()
+        shown = thought[: len(thought) - (0 if mark else held_back(thought, THOUGHT))].rstrip()
+        if shown:
             self._fresh = False
-            found.append({"reasoning_content": thought.rstrip() if mark else thought})
-        if mark:
-            self._reasons = self._thinking = False
-            self._fresh = True
-        return rest if mark else ""
+        found = [{"reasoning_content": shown}] if shown else []
+        if not mark:
+            self._held = thought[len(shown) :]
+            return found
+        self._reasons = self._thinking = False
+        self._fresh = True
+        return found + self._plain(rest)
 
     def end(self) -> list[Any]:
         """The last deltas, at the end of the text."""

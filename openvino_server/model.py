@@ -67,7 +67,7 @@ class Model:
         self.unusable = False
         """Whether the load failed because of the model's files."""
         self.ready_info: dict[str, Any] = {}
-        self._spec = spec
+        self.spec = spec
         self._settings = settings
         self._argv = argv
         self._environ = environ
@@ -224,7 +224,7 @@ class Model:
     @asynccontextmanager
     async def _loaded(self, require_memory: Callable[[int], None]) -> AsyncIterator[Worker]:
         """A worker that has loaded the model; it ends with the block. Raises LoadError, RequestError, OSError."""
-        size = await asyncio.to_thread(_size, self._spec.folder)
+        size = await asyncio.to_thread(_size, self.spec.folder)
         require_memory(size)
         self._reserved = size
         self.worker = worker = await Worker.spawn(self.name, self._argv, self._environ, size)
@@ -248,9 +248,9 @@ class Model:
     def _load_settings(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
-            "path": str(self._spec.folder),
-            "device": self._spec.device,
-            "options": self._spec.options,
+            "path": str(self.spec.folder),
+            "device": self.spec.device,
+            "options": self.spec.options,
             "threads": self._settings.threads,
             "cache_dir": self._settings.cache_dir,
         }

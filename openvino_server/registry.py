@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -27,14 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Registry", "State"]
 
 
-@dataclass
-class _Waiting:
-    """The models and removals that one reload has started."""
-
-    models: list[Model] = field(default_factory=list)
-    removals: list[asyncio.Task[None]] = field(default_factory=list)
-
-
 class Registry:
     """All models of one server. `argv` runs a worker."""
 
@@ -45,7 +36,6 @@ class Registry:
         self._settings = settings
         self._argv = list(argv)
         self._environ = dict(environ)
-        self._wanted: dict[str, ModelSpec] = {}
         self._models: dict[str, Model] = {}
         self._leaving: dict[Model, asyncio.Task[None]] = {}
         self._reading = asyncio.Lock()
@@ -84,17 +74,17 @@ class Registry:
         """
         async with self._reading:
             specs = await asyncio.to_thread(read_config, self._config)
-            waiting = self._want(specs)
-        for model in waiting.models:
+            loads, removals = self._want(specs)
+        for model in loads:
             await model.settled()
-        if waiting.removals:
-            await asyncio.wait(waiting.removals)
+        if removals:
+            await asyncio.wait(removals)
         failed = [
             f"{model.name}: {model.error or 'another reload has removed it again'}"
-            for model in waiting.models
+            for model in loads
             if model.state != AVAILABLE
         ]
-        return bool(waiting.models or waiting.removals), failed
+        return bool(loads or removals), failed
 
     def load_soon(self) -> None:
         """Begin to load the models of config.json; called when the server starts."""
@@ -106,25 +96,21 @@ class Registry:
         except ConfigError as error:
             sys.stderr.write(f"E {error}\n")
 
-    def _want(self, specs: dict[str, ModelSpec]) -> _Waiting:
-        """Start all changes at once."""
-        waiting = _Waiting()
-        for name in [name for name in self._models if name not in specs]:
-            waiting.removals.append(self._retire(self._models.pop(name)))
+    def _want(self, specs: dict[str, ModelSpec]) -> tuple[list[Model], list[asyncio.Task[None]]]:
+        """Start all changes at once: the loads, and the removals."""
+        removals = [self._retire(self._models.pop(name)) for name in [*self._models] if name not in specs]
+        loads: list[Model] = []
         for name, spec in specs.items():
             known = self._models.get(name)
-            if known is not None and known.state != END and self._wanted.get(name) == spec:
+            if known is not None and known.state != END and known.spec == spec:
                 continue
-            before = self._leaving_task(name) if known is None else self._retire(known)
+            leaving = (task for model, task in self._leaving.items() if model.name == name)
+            before = next(leaving, None) if known is None else self._retire(known)
             model = Model(spec, self._settings, self._argv, self._environ)
             self._models[name] = model
             model.start(before, partial(self._require_memory, model))
-            waiting.models.append(model)
-        self._wanted = specs
-        return waiting
-
-    def _leaving_task(self, name: str) -> asyncio.Task[None] | None:
-        return next((task for model, task in self._leaving.items() if model.name == name), None)
+            loads.append(model)
+        return loads, removals
 
     def _retire(self, model: Model) -> asyncio.Task[None]:
         task = self._background(self._see_off(model))

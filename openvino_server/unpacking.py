@@ -26,7 +26,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} in a frame")
 
 
-def decode(data: bytes) -> tuple[Any, ...]:
+def decode(data: bytes | bytearray) -> tuple[Any, ...]:
     """Unpickle a frame without its length. Raises ValueError for anything else."""
     try:
         frame = _PlainUnpickler(io.BytesIO(data)).load()
@@ -42,29 +42,21 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._need = _LENGTH.size
 
     def feed(self, data: bytes) -> Iterator[tuple[Any, ...]]:
         """Yield the frames that this piece completes; iterate to the end. Raises ValueError for other output."""
-        buffer = self._buffer
-        buffer += data
-        if len(buffer) < self._need:
-            return
+        self._buffer += data
         at = 0
-        with memoryview(buffer) as view:
-            while True:
-                self._need = _LENGTH.size
-                if len(buffer) - at < self._need:
-                    break
-                (length,) = _LENGTH.unpack_from(buffer, at)
-                if length > _FRAME_LIMIT:
-                    raise ValueError(f"not a frame: {length} bytes")
-                self._need += length
-                if len(buffer) - at < self._need:
-                    break
-                yield decode(bytes(view[at + _LENGTH.size : at + self._need]))
-                at += self._need
-        del buffer[:at]
+        while len(self._buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, at)
+            if length > _FRAME_LIMIT:
+                raise ValueError(f"not a frame: {length} bytes")
+            begin, end = at + _LENGTH.size, at + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            yield decode(self._buffer[begin:end])
+            at = end
+        del self._buffer[:at]
 
     def clear(self) -> None:
         """Drop the buffer, because after invalid output the beginning of the next frame is unknown."""
