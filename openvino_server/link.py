@@ -6,17 +6,17 @@ A frame is a tuple whose first item is its kind. Any other output on stdout ends
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
 import sys
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from engine_plugin.process import guard, memory
+from engine_plugin.process import memory
+from engine_plugin.process.child import STDERR, ChildProcess
+from engine_plugin.process.lines import Lines
 from engine_plugin.waiting import comes_true
 from openvino_server.errors import RequestError
 from openvino_server.frames import encode
@@ -24,7 +24,7 @@ from openvino_server.sinks import OneResult
 from openvino_server.unpacking import FrameReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from openvino_server.sinks import Sink
 
@@ -32,6 +32,7 @@ __all__ = ["BadModelError", "LoadError", "Worker"]
 
 _TAIL_LINES = 8
 _TAIL_LINE = 500
+_LINE = 16 * 1024
 _GATHER = 0.004
 """Seconds between two writes to the clients of a worker's streams. A step of a fast model takes less."""
 _DRAINED_WITHIN = 0.5
@@ -47,14 +48,16 @@ class BadModelError(LoadError):
     """The model's files cannot be loaded, so that another attempt would fail too."""
 
 
-class Worker(asyncio.SubprocessProtocol):
-    """One worker process, from its spawn to its end. Created by `spawn`."""
+class Worker(ChildProcess):
+    """One worker process, from its spawn to its end, for a model of `size` bytes. Its model spawns and stops it."""
 
-    def __init__(self, name: str, size: int = 0) -> None:
+    def __init__(self, name: str, size: int) -> None:
+        super().__init__()
         self.name = name
         self._size = size
         self._kills = memory.kills()
-        self.exited = asyncio.Event()
+        self.over = asyncio.Event()
+        """Set when it has ended and its calls have failed."""
         self.ended_because = ""
         self.heard = False
         """Whether it has written anything since this was set to False."""
@@ -64,24 +67,12 @@ class Worker(asyncio.SubprocessProtocol):
         self._calls: dict[int, Sink | None] = {}  # by number, until the worker ends them; None: cancelled
         self._last_number = 0
         self._frames = FrameReader()
-        self._stderr = b""
+        self._stderr = Lines(_LINE)
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._stopping = False
         self._dirty: dict[Sink, None] = {}
         self._flushed = 0.0
         self._flush_timer: asyncio.TimerHandle | None = None
-
-    @classmethod
-    async def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], size: int = 0) -> Worker:
-        """Start a worker, which ends with this process, for a model of `size` bytes. Raises OSError."""
-        worker = cls(name, size)
-        await worker._loop.subprocess_exec(
-            lambda: worker,
-            *argv,
-            env={**environ, guard.PARENT_VARIABLE: str(os.getpid())},
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-        return worker
 
     # For the model and its calls
 
@@ -95,7 +86,7 @@ class Worker(asyncio.SubprocessProtocol):
 
     def submit(self, request: dict[str, Any], sink: Sink) -> int:
         """Begin a call; return its number. Raises RequestError when the process has ended."""
-        if self.exited.is_set() or self._stopping:
+        if self.over.is_set() or self._stopping:
             raise RequestError(f"model {self.name} is being unloaded; try again", 503)
         self._last_number += 1
         try:
@@ -125,11 +116,6 @@ class Worker(asyncio.SubprocessProtocol):
             self.cancel(number)
 
     @property
-    def pid(self) -> int:
-        """The pid of the worker."""
-        return self._transport.get_pid()
-
-    @property
     def loading(self) -> bool:
         """Whether its model is still being loaded."""
         return not self._loaded.done()
@@ -155,36 +141,28 @@ class Worker(asyncio.SubprocessProtocol):
         """End the process: an idle one has `within` seconds to quit, any other is killed. Running calls fail."""
         self._stopping = True
         try:
-            if not self.exited.is_set() and not self.owes:
+            if not self.over.is_set() and not self.owes:
                 self._send(("quit",))
-                self._stdin.close()
-                await comes_true(self.exited.wait(), within)
+                self.stdin.close()
+                await comes_true(self.over.wait(), within)
         finally:
-            self.kill()
-        if not await comes_true(self.exited.wait(), _KILLED_WITHIN):
-            self._end(_CANNOT_BE_KILLED)
+            self.kill_now()
+        await asyncio.wait({self.exited}, timeout=_KILLED_WITHIN)
+        await self.kill()
+        self._end(_CANNOT_BE_KILLED)
 
     def give_up(self, reason: str) -> None:
         """Kill the process. Its calls fail with `reason`."""
         self.ended_because = self.ended_because or reason
-        self.kill()
+        self.kill_now()
         self._loop.call_later(_KILLED_WITHIN, self._end, _CANNOT_BE_KILLED)
-
-    def kill(self) -> None:
-        """Kill the process."""
-        with suppress(ProcessLookupError):
-            self._transport.kill()
 
     # Called by asyncio (SubprocessProtocol)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.SubprocessTransport", transport)
-        self._stdin = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
-
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self.heard = True
-        if fd == 2:
-            self._hear_stderr(data)
+        if fd == STDERR:
+            self._hear_stderr(self._stderr.feed(data))
             return
         if self.ended_because:
             return
@@ -201,22 +179,20 @@ class Worker(asyncio.SubprocessProtocol):
             else:
                 self._flush_timer = self._loop.call_later(wait, self._flush)
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
-        if fd == 1 and not self._stopping:  # no more results can arrive
-            self._loop.call_later(_DRAINED_WITHIN, self.kill)
-
     def process_exited(self) -> None:
+        super().process_exited()
         # Another process may hold the pipes open.
         self._loop.call_later(_DRAINED_WITHIN, self._end)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._end()
 
     # Frames
 
     def _send(self, frame: tuple[Any, ...]) -> None:
-        if not self._stdin.is_closing():
-            self._stdin.write(encode(frame))
+        if not self.stdin.is_closing():
+            self.stdin.write(encode(frame))
 
     def _take(self, frame: tuple[Any, ...]) -> None:
         """Handle a frame. Raises ValueError, TypeError or LookupError for an unknown kind or shape."""
@@ -259,14 +235,10 @@ class Worker(asyncio.SubprocessProtocol):
 
     # The end
 
-    def _hear_stderr(self, data: bytes) -> None:
-        *lines, rest = (self._stderr + data).split(b"\n")
-        self._stderr = rest[-_TAIL_LINE:]
-        for line in lines:
-            text = line.decode("utf-8", "replace").rstrip()
-            if text:
-                self._tail.append(text[:_TAIL_LINE])
-                sys.stderr.write(f"{text}\n")
+    def _hear_stderr(self, lines: list[str]) -> None:
+        for text in filter(None, lines):
+            self._tail.append(text[:_TAIL_LINE])
+            sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
     def _with_shortage(self, text: str, code: int | None) -> str:
@@ -275,15 +247,14 @@ class Worker(asyncio.SubprocessProtocol):
         return f"{text.rstrip(': .')}. {lack}" if lack else text
 
     def _end(self, reason: str = "") -> None:
-        if self.exited.is_set():
+        if self.over.is_set():
             return
-        if self._stderr:
-            self._hear_stderr(b"\n")
+        self._hear_stderr(self._stderr.end())
         code = self._transport.get_returncode()
         known = self.ended_because or reason
         text = "; ".join([known or _status(code), *self._tail])
         self.ended_because = self._with_shortage(text, None if known else code)
-        self.exited.set()
+        self.over.set()
         if not self._loaded.done():
             self._loaded.set_exception(LoadError(f"its process ended: {self.ended_because}"))
         if self._stopping:
@@ -296,7 +267,6 @@ class Worker(asyncio.SubprocessProtocol):
                 sink.failed(error)
                 self._dirty[sink] = None
         self._flush()
-        self._transport.close()
 
 
 def _status(code: int | None) -> str:

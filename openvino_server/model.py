@@ -172,7 +172,7 @@ class Model:
     def kill(self) -> None:
         """Kill its process; it is not restarted when the model is UNLOADING."""
         if self.worker is not None:
-            self.worker.kill()
+            self.worker.kill_now()
         if self._renderer is not None:
             self._renderer.kill()
 
@@ -190,7 +190,7 @@ class Model:
             while self.state != UNLOADING:
                 async with self._loaded(require_memory) as worker:
                     since = loop.time()
-                    await worker.exited.wait()
+                    await worker.over.wait()
                 if not await self._may_restart(restarts, loop.time() - since, worker.ended_because):
                     return
         except (LoadError, RequestError, OSError) as error:
@@ -227,7 +227,9 @@ class Model:
         size = await asyncio.to_thread(_size, self.spec.folder)
         require_memory(size)
         self._reserved = size
-        self.worker = worker = await Worker.spawn(self.name, self._argv, self._environ, size)
+        worker = Worker(self.name, size)
+        await worker.spawn(self._argv, self._environ, cwd=".")
+        self.worker = worker
         self._watch = Watch(worker, self._settings.start_timeout, self._settings.hung_timeout)
         watching = asyncio.create_task(self._watch.run())
         try:

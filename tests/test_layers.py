@@ -86,9 +86,11 @@ SHARED = {
     "openai_api.completions",  # log probabilities of a completion
     "openai_api.conversation",  # messages of a chat
     "openai_api.ranking",  # documents as texts
+    "process.child",  # a process, its pipes and its end
     "process.entry",  # stdin of a program, and its failure
     "process.guard",  # ends with the parent process
     "process.health",  # processor time, by which a hung worker is found
+    "process.lines",  # lines of output
     "process.memory",  # figures for an error of too little memory
     "process.python",  # the argv of a module
     "process.restarts",  # when a dead worker is restarted

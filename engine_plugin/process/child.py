@@ -104,6 +104,11 @@ class ChildProcess(asyncio.SubprocessProtocol):
         await comes_true(self._closed.wait(), within=_KILL_CONFIRM)
         return gone
 
+    def kill_now(self) -> None:
+        """Kill the process without waiting for its exit."""
+        with suppress(ProcessLookupError):
+            self._transport.kill()
+
     async def _kill_all(self, victims: Sequence[psutil.Process], give_up: float) -> bool:
         """Kill until none is left; False at the time `give_up`."""
         loop = asyncio.get_running_loop()
@@ -142,11 +147,6 @@ class PipedProcess(ChildProcess):
     """A process whose stdout is read from `output`; while nothing reads it, the pipe fills."""
 
     output: asyncio.StreamReader = field(default_factory=asyncio.StreamReader, init=False)
-
-    def kill_now(self) -> None:
-        """Kill the process without waiting for its exit."""
-        with suppress(ProcessLookupError):
-            self._transport.kill()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

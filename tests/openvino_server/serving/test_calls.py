@@ -103,8 +103,8 @@ async def test_worker_killed_for_lack_of_memory_is_reported_as_such(
     front = await serve(restart_backoff=0.01)
     async with front.registry.models["m"].use() as worker:
         count = after
-        worker.kill()
-        await asyncio.wait_for(worker.exited.wait(), LIMIT)
+        worker.kill_now()
+        await asyncio.wait_for(worker.over.wait(), LIMIT)
     lack = re.search(
         r"SIGKILL.*\. It was ended for lack of memory: \S+ [MGT]iB of the \w+'s \S+ [MGT]iB are free.*smaller model",
         worker.ended_because,

@@ -101,7 +101,7 @@ async def test_hung_worker_is_killed_although_its_call_was_cancelled(serve: Serv
     call = asyncio.create_task(front.chat())
     await until_owed(front)
     call.cancel()
-    await asyncio.wait_for(worker.exited.wait(), LIMIT)
+    await asyncio.wait_for(worker.over.wait(), LIMIT)
     assert "hangs" in worker.ended_because
     assert (await front.chat())[0] == 200
 
@@ -172,5 +172,5 @@ async def test_suspended_worker_is_unloaded_within_the_drain_timeout(serve: Serv
         if change == "reload":
             front.config.add("m", options={"max_num_seqs": 3})
         leaving = asyncio.create_task(front.reload())
-        await asyncio.wait_for(worker.exited.wait(), LIMIT)
+        await asyncio.wait_for(worker.over.wait(), LIMIT)
         assert await asyncio.wait_for(leaving, LIMIT) == 201

@@ -123,10 +123,10 @@ async def test_worker_that_continues_a_cancelled_call_is_killed(
     worker = front.registry.models["m"].worker
     assert worker is not None
     status, _ = await front.chat(script={"then": "compute", "seconds": 2})
-    assert (status, worker.exited.is_set()) == (200, False)
+    assert (status, worker.over.is_set()) == (200, False)
     call = asyncio.create_task(front.chat(script={"parts": [], "then": "compute", "seconds": 600}))
     await asyncio.wait({call}, timeout=0.2)
     call.cancel()
-    await asyncio.wait_for(worker.exited.wait(), LIMIT)
+    await asyncio.wait_for(worker.over.wait(), LIMIT)
     assert worker.ended_because.startswith("it did not end a cancelled call in 0.8 s")
     assert (await front.chat())[0] == 200
