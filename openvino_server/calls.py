@@ -13,7 +13,6 @@ import re
 import secrets
 import string
 from abc import ABC, abstractmethod
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin.errors import InvalidRequestError
@@ -22,7 +21,10 @@ from openvino_server import tagged
 from openvino_server.pipelines.text import held_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterator
+    from typing import TypeAlias
+
+    Reading: TypeAlias = Generator[None, None, bool]
 
 __all__ = ["PARSERS", "Style", "ToolParser", "Tools", "guess", "parser"]
 
@@ -58,35 +60,26 @@ class Style(NamedTuple):
     they cannot be forced."""
 
 
-class _Found(Enum):
-    """The result of reading the text after a mark."""
-
-    MORE = auto()
-    """Text was consumed; there may be more to read."""
-    WAIT = auto()
-    """Undecided until more text arrives."""
-    DONE = auto()
-    """The calls have ended; what follows is text."""
-    TEXT = auto()
-    """No call follows the mark; the mark is text too."""
-
-
 class ToolParser(ABC):
-    """Finds calls after an opening mark. Subclasses read the text after it."""
+    """Finds calls after an opening mark. Subclasses read the text after it.
+
+    The methods that read are generators: they yield where they need more text.
+    """
 
     def __init__(self, opens: tuple[str, ...], closes: str) -> None:
         self._opens = opens
         self._closes = closes
-        self._mark: str | None = None
-        """The opening mark that is being read; `_text` begins with it until a call has been found after it."""
         self._text = ""
+        """What has not been emitted; while a mark is read, it begins with it until a call has been found after it."""
         self._piece = ""
         self._over = False
         """Whether the text is complete."""
+        self._found: list[Delta] = []
         self._count = 0
         self._after_call = False
         self._blank = ""
         """White space since the last call, which is dropped if another call follows."""
+        self._reading = self._read_all()
 
     @property
     def called(self) -> bool:
@@ -97,68 +90,59 @@ class ToolParser(ABC):
         """The deltas that this piece of text completes."""
         self._text += text
         self._piece = text
-        found: list[Delta] = []
-        while self._step(found):
-            pass
+        next(self._reading)
+        found, self._found = self._found, []
         return found
 
     def end(self) -> list[Delta]:
         """The last deltas, at the end of the text. A call that was cut off before its name is text."""
         self._over = True
         found = self.feed("")
-        self._emit(self._text, found)
-        self._text = ""
-        return found
+        self._emit(self._text)
+        return found + self._found
 
-    def _step(self, found: list[Delta]) -> bool:
-        """Make one step through the text. Returns whether another one may be possible."""
-        if self._mark is None:
-            return self._open(found)
-        match self._read(found):
-            case _Found.WAIT:
-                return False
-            case _Found.DONE:
-                self._mark = None
-            case _Found.TEXT:
-                self._emit(self._mark, found)
-                self._text = self._text[len(self._mark) :]
-                self._mark = None
-        return True
+    def _read_all(self) -> Iterator[None]:
+        """Read the text, without an end."""
+        while True:
+            mark = self._to_mark()
+            if not mark:
+                yield
+            elif not (yield from self._read(mark)):
+                self._emit(mark)
+                self._text = self._text[len(mark) :]
 
-    def _open(self, found: list[Delta]) -> bool:
-        """Emit the text before the next opening mark. Returns whether there is one."""
+    def _to_mark(self) -> str:
+        """Emit the text before the next opening mark. Returns the mark; "" if there is none."""
         hits = [(self._text.find(mark), mark) for mark in self._opens]
         at, mark = min(((at, mark) for at, mark in hits if at >= 0), default=(-1, ""))
         if at < 0:
             at = len(self._text) - max(held_back(self._text, mark) for mark in self._opens)
-        self._emit(self._text[:at], found)
+        self._emit(self._text[:at])
         self._text = self._text[at:]
-        if mark:
-            self._mark = mark
-        return bool(mark)
+        return mark
 
-    def _emit(self, text: str, found: list[Delta]) -> None:
+    def _emit(self, text: str) -> None:
         """Emit text, without white space between calls."""
         if self._after_call and not text.strip():
             self._blank += text
         elif text:
-            found.append(self._blank + text)
+            self._found.append(self._blank + text)
             self._blank, self._after_call = "", False
 
     @abstractmethod
-    def _read(self, found: list[Delta]) -> _Found:
-        """Consume what can be read of `_text`. With the result TEXT, `_text` must still begin with the mark."""
+    def _read(self, mark: str) -> Reading:
+        """Read the calls after the mark that begins `_text`, and consume their text.
 
-    def _begin(self, name: str, arguments: str) -> Delta:
-        """The delta that begins a call."""
+        Returns whether there were any; if not, `_text` still begins with the mark.
+        """
+
+    def _begin(self, name: str, arguments: str) -> None:
+        """Emit the delta that begins a call."""
         function = {"name": name, "arguments": arguments}
         call = {"index": self._count, "id": _identity(), "type": "function", "function": function}
         self._count += 1
         self._blank, self._after_call = "", True
-        return {"tool_calls": [call]}
-
-    def _more(self, arguments: str) -> Delta:
-        return {"tool_calls": [{"index": self._count - 1, "function": {"arguments": arguments}}]}
+        self._found.append({"tool_calls": [call]})
 
 
 class _JsonCalls(ToolParser):
@@ -171,125 +155,112 @@ class _JsonCalls(ToolParser):
         super().__init__(opens, closes)
         self._named = named
         self._bare = bare
-        self._state: Callable[[list[Delta]], _Found] = self._first
-        self._nesting = _Nesting()
-        self._bracketed = True
-        self._list = False
 
-    def _open(self, found: list[Delta]) -> bool:
-        self._state = self._first
-        self._list = False
-        if self._bare is None:
-            return super()._open(found)
-        start = self._text.lstrip()
-        if start.startswith("{"):
-            self._mark = ""
-            return True
-        if start:
-            self._bare = None
-        return bool(start)
-
-    def _read(self, found: list[Delta]) -> _Found:
-        return self._state(found)
-
-    def _first(self, found: list[Delta]) -> _Found:
-        """Read the text after the mark."""
-        if not self._over and _FENCE_BEGINS.fullmatch(self._text, len(self._mark or "")):
-            return _Found.WAIT
-        lead = _LEAD.match(self._text, len(self._mark or ""))
-        assert lead is not None  # noqa: S101  # the pattern matches any text
-        self._list = bool(lead[1]) or (self._mark or "").endswith("[")
-        verdict = self._item(lead.end(), found)
-        if verdict in (_Found.TEXT, _Found.MORE):
+    def _read_all(self) -> Iterator[None]:
+        if self._bare is not None:
+            while not self._over and not self._text.strip():
+                yield
+            if self._text.lstrip().startswith("{"):
+                yield from self._read("")
             self._bare = None  # only the beginning of the answer counts
-        return verdict
+        yield from super()._read_all()
 
-    def _next(self, found: list[Delta]) -> _Found:
-        """Read the text after a call."""
-        between = _BETWEEN.match(self._text)
-        assert between is not None  # noqa: S101  # the pattern matches any text
-        at = between.end()
-        if self._closes and self._text.startswith(self._closes, at):
-            self._text = self._text[at + len(self._closes) :]
-            return _Found.DONE
-        rest = self._text[at : at + len(self._closes)]
-        if not self._over and self._closes.startswith(rest) and (rest or at == len(self._text)):
-            return _Found.WAIT
-        verdict = self._item(at, found)
-        if verdict is not _Found.TEXT:
-            return verdict
-        ended = _ENDS_LIST.match(self._text) if self._list else None
-        self._text = self._text[ended.end() if ended else 0 :]
-        return _Found.DONE
+    def _read(self, mark: str) -> Reading:
+        while True:
+            lead = _LEAD.match(self._text, len(mark))
+            assert lead is not None  # noqa: S101  # the pattern matches any text
+            complete = lead.end() < len(self._text) and not _FENCE_BEGINS.fullmatch(self._text, len(mark))
+            if complete or self._over:
+                break
+            yield
+        listed = bool(lead[1]) or mark.endswith("[")
+        if not (yield from self._item(lead.end())):
+            return False
+        self._bare = None
+        while True:
+            between = _BETWEEN.match(self._text)
+            assert between is not None  # noqa: S101  # the pattern matches any text
+            at = between.end()
+            if self._closes and self._text.startswith(self._closes, at):
+                self._text = self._text[at + len(self._closes) :]
+                return True
+            rest = self._text[at : at + len(self._closes)]
+            if not self._over and self._closes.startswith(rest) and (rest or at == len(self._text)):
+                yield
+            elif not (yield from self._item(at)):
+                ended = _ENDS_LIST.match(self._text) if listed else None
+                self._text = self._text[ended.end() if ended else 0 :]
+                return True
 
-    def _item(self, at: int, found: list[Delta]) -> _Found:
-        """Read the call that begins at `at`."""
-        if at == len(self._text):
-            return _Found.TEXT if self._over else _Found.WAIT
+    def _item(self, at: int) -> Reading:
+        """Read the call that begins at `at`. Returns whether there is one."""
         if self._text.startswith("{", at):
-            return self._object(at, found)
-        if self._named and (match := _NAMED.match(self._text, at)):
-            return self._begin_streamed(match[1], match.end(), found, bracketed=False)
-        if self._named and not self._over and _NAMED_BEGINS.match(self._text, at):
-            return _Found.WAIT
-        return _Found.TEXT
+            return (yield from self._object(at))
+        if not self._named:
+            return False
+        while not (match := _NAMED.match(self._text, at)):
+            if self._over or not _NAMED_BEGINS.match(self._text, at):
+                return False
+            yield
+        yield from self._arguments(match[1], match.end())
+        return True
 
-    def _object(self, at: int, found: list[Delta]) -> _Found:
-        match = _HEAD.match(self._text, at)
-        if match:
+    def _object(self, at: int) -> Reading:
+        while not (head := _HEAD.match(self._text, at)):
             try:
-                name = str(json.loads(match[1]))
-            except ValueError:
-                name = match[1].strip('"')
-            if self._bare is not None and name not in self._bare:
-                return _Found.TEXT
-            return self._begin_streamed(name, match.end(), found, bracketed=True)
+                value, end = tagged.DECODER.raw_decode(self._text, at)
+            except (ValueError, RecursionError):
+                if self._over or ("}" in self._piece and _Nesting().end(self._text[at:])):
+                    return False
+                yield
+                continue
+            call = _whole(value, self._bare)
+            if call is not None:
+                self._begin(*call)
+                self._text = self._text[end:]
+            return call is not None
         try:
-            value, end = tagged.DECODER.raw_decode(self._text, at)
-        except (ValueError, RecursionError):
-            closed = "}" in self._piece and _Nesting().end(self._text[at:])
-            return _Found.TEXT if self._over or closed else _Found.WAIT
-        call = _whole(value, self._bare)
-        if call is None:
-            return _Found.TEXT
-        found.append(self._begin(*call))
-        self._text = self._text[end:]
-        self._state = self._next
-        return _Found.MORE
+            name = str(json.loads(head[1]))
+        except ValueError:
+            name = head[1].strip('"')
+        if self._bare is not None and name not in self._bare:
+            return False
+        yield from self._arguments(name, head.end())
+        yield from self._after_arguments()
+        return True
 
-    def _begin_streamed(self, name: str, end: int, found: list[Delta], *, bracketed: bool) -> _Found:
-        """Begin a call whose arguments are streamed from `end` on."""
-        found.append(self._begin(name, ""))
-        self._text = self._text[end:]
-        self._state, self._nesting, self._bracketed = self._arguments, _Nesting(), bracketed
-        return _Found.MORE
+    def _arguments(self, name: str, at: int) -> Iterator[None]:
+        """Stream a call whose arguments begin at `at`."""
+        self._begin(name, "")
+        self._text = self._text[at:]
+        nesting, index = _Nesting(), self._count - 1
+        while True:
+            end = nesting.end(self._text)
+            at = end or len(self._text)
+            if at:
+                function = {"arguments": self._text[:at]}
+                self._found.append({"tool_calls": [{"index": index, "function": function}]})
+                self._text = self._text[at:]
+            if end or self._over:
+                return
+            yield
 
-    def _arguments(self, found: list[Delta]) -> _Found:
-        end = self._nesting.end(self._text)
-        at = end or len(self._text)
-        if at:
-            found.append(self._more(self._text[:at]))
-            self._text = self._text[at:]
-        if not end:
-            return _Found.WAIT
-        self._state = self._tail if self._bracketed else self._next
-        return _Found.MORE
-
-    def _tail(self, found: list[Delta]) -> _Found:  # noqa: ARG002  # as all states
+    def _after_arguments(self) -> Iterator[None]:
         """Read the rest of the object around the arguments: other members, and a closing brace if there is one."""
-        start = self._text.lstrip()
-        if not start or (start.startswith(",") and not (end := _Nesting().end("{" + start))):
-            return _Found.DONE if self._over else _Found.WAIT
+        while True:
+            start = self._text.lstrip()
+            end = _Nesting().end("{" + start) if start.startswith(",") else 0
+            if self._over or end or (start and not start.startswith(",")):
+                break
+            yield
         if start.startswith("}"):
             self._text = start[1:]
-        elif start.startswith(","):
+        elif end:
             try:
                 json.loads('{"name": 0' + start[: end - 1], strict=False)
             except ValueError:
-                return _Found.DONE
+                return
             self._text = start[end - 1 :]
-        self._state = self._next
-        return _Found.MORE
 
 
 class _Nesting:
@@ -341,39 +312,38 @@ class _TaggedCalls(_JsonCalls):
         super().__init__(("<tool_call>", "<function="), "</tool_call>")
         self._schemas = schemas
 
-    def _first(self, found: list[Delta]) -> _Found:
-        alone = self._mark == "<function="
-        if not alone:
-            verdict = super()._first(found)
-            if verdict is not _Found.TEXT:
-                return verdict
-        if not self._over and ">" not in self._piece:
-            begins = tagged.begins(self._text, 0 if alone else len("<tool_call>"))
-            return _Found.WAIT if begins else _Found.TEXT
-        calls, end = tagged.calls(self._text, self._schemas, alone=alone, over=self._over)
-        if calls is None:
-            return _Found.WAIT
-        if not calls:
-            return _Found.TEXT
-        found += [self._begin(name, arguments) for name, arguments in calls]
+    def _read(self, mark: str) -> Reading:
+        alone = mark == "<function="
+        if not alone and (yield from super()._read(mark)):
+            return True
+        while True:
+            if self._over or ">" in self._piece:
+                calls, end = tagged.calls(self._text, self._schemas, alone=alone, over=self._over)
+                if calls is not None:
+                    break
+            elif not tagged.begins(self._text, 0 if alone else len(mark)):
+                return False
+            yield
+        for name, arguments in calls:
+            self._begin(name, arguments)
         self._text = self._text[end:]
-        return _Found.DONE
+        return bool(calls)
 
 
 class _PythonCalls(ToolParser):
     """[name(key="value"), …] between two marks, parsed when it is complete."""
 
-    def _read(self, found: list[Delta]) -> _Found:
-        start = len(self._mark or "")
-        at = self._text.find(self._closes, start)
-        if at < 0:
-            return _Found.TEXT if self._over else _Found.WAIT
-        calls = _python_calls(self._text[start:at])
-        if not calls:
-            return _Found.TEXT
-        found += [self._begin(name, arguments) for name, arguments in calls]
-        self._text = self._text[at + len(self._closes) :]
-        return _Found.DONE
+    def _read(self, mark: str) -> Reading:
+        while (at := self._text.find(self._closes, len(mark))) < 0:
+            if self._over:
+                return False
+            yield
+        calls = _python_calls(self._text[len(mark) : at])
+        for name, arguments in calls:
+            self._begin(name, arguments)
+        if calls:
+            self._text = self._text[at + len(self._closes) :]
+        return bool(calls)
 
 
 _CONSTANTS = {"true": True, "false": False, "null": None}
