@@ -191,8 +191,10 @@ class Model:
                 async with self._loaded(require_memory) as worker:
                     since = loop.time()
                     await worker.over.wait()
-                if not await self._may_restart(restarts, loop.time() - since, worker.ended_because):
+                    pause = self._note_death(restarts, loop.time() - since, worker.ended_because)
+                if pause is None:
                     return
+                await asyncio.sleep(pause)
         except (LoadError, RequestError, OSError) as error:
             if self.state != UNLOADING:  # an unload kills a worker that still loads
                 sys.stderr.write(f"E {self.name}: {error}\n")
@@ -207,19 +209,18 @@ class Model:
             if self._renderer is not None:
                 await self._renderer.aclose()
 
-    async def _may_restart(self, restarts: Restarts, served: float, reason: str) -> bool:
-        """Wait for the back-off after a death. False: no restart, in an unload or at the restart limit."""
+    def _note_death(self, restarts: Restarts, served: float, reason: str) -> float | None:
+        """The seconds until the restart of a worker that has died; None in an unload or at the restart limit."""
         if self.state == UNLOADING:
-            return False
+            return None
         sys.stderr.write(f"E {self.name}: its process ended: {reason}\n")
         pause = restarts.after_death(served)
         if pause is None:
             self._change(END, f"its process ended {restarts.deaths} times in a row, at last: {reason}")
-            return False
-        self._death = reason
-        self._change(LOADING)
-        await asyncio.sleep(pause)
-        return True
+        else:
+            self._death = reason
+            self._change(LOADING)
+        return pause
 
     @asynccontextmanager
     async def _loaded(self, require_memory: Callable[[int], None]) -> AsyncIterator[Worker]:

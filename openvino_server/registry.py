@@ -113,15 +113,9 @@ class Registry:
         return loads, removals
 
     def _retire(self, model: Model) -> asyncio.Task[None]:
-        task = self._background(self._see_off(model))
-        self._leaving[model] = task
+        task = self._leaving[model] = self._background(model.retire())
+        task.add_done_callback(lambda _: self._leaving.pop(model, None))
         return task
-
-    async def _see_off(self, model: Model) -> None:
-        try:
-            await model.retire()
-        finally:
-            self._leaving.pop(model, None)
 
     def _require_memory(self, asking: Model, size: int) -> None:
         """Raises RequestError when the model's files and the memory that all workers use exceed the limit."""

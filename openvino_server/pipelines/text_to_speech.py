@@ -112,14 +112,13 @@ class Served(OneAtATime):
 def pieces(text: str, most: int) -> list[str]:
     """Text in pieces of at most `most` characters, divided after sentences, else after words, else anywhere."""
     found: list[str] = []
-    current = ""
     for sentence in re.split(r"(?<=[.!?;:。！？；])\s+|\n+", text):
         for part in textwrap.wrap(sentence, most, break_on_hyphens=False):
-            if current and len(current) + 1 + len(part) > most:
-                found.append(current)
-                current = ""
-            current = f"{current} {part}".strip()
-    return [*found, current] if current else found
+            if found and len(found[-1]) + 1 + len(part) <= most:
+                found[-1] += f" {part}"
+            else:
+                found.append(part)
+    return found
 
 
 def _voice(folder: Path, path: str, shape: list[int]) -> Any:
