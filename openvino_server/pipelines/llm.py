@@ -18,7 +18,6 @@ from engine_plugin.errors import InvalidRequestError
 from openvino_server import chat
 from openvino_server.calls import Tools
 from openvino_server.dialect import Dialect
-from openvino_server.errors import RequestError
 from openvino_server.pipelines import CANCELLED, json_file, reason, refusal, too_long
 from openvino_server.pipelines.grammars import Grammar, Grammars, wanted
 from openvino_server.pipelines.sampling import Params
@@ -33,8 +32,6 @@ from openvino_server.pipelines.text import Detokenizer
 from openvino_server.pipelines.vision import pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from openvino_server.dialect import Plan
     from openvino_server.frames import Channel, Frame, Inbox
     from openvino_server.pipelines import Settings
@@ -52,7 +49,6 @@ class Served:
     def __init__(self, settings: Settings) -> None:
         import openvino_genai
 
-        self._genai = openvino_genai
         options = settings.options
         self._is_running = openvino_genai.GenerationStatus.RUNNING
         self._at_length = openvino_genai.GenerationFinishReason.LENGTH
@@ -109,7 +105,8 @@ class Served:
     def _take(self, frame: Frame) -> None:
         verb, number, *rest = frame
         if verb == "cancel":
-            self._cancel(number)
+            if self._drop(number) or self._unchecked.pop(number, None) is not None:
+                self._frames.append(("error", number, *CANCELLED))
         elif verb == "checked":
             self._learn(number, rest[0])
         elif verb == "do":
@@ -144,79 +141,57 @@ class Served:
             return
         self._calls[number] = call
         config = grammar.config() if grammar is not None else None
-        if request["op"] == "chat":
-            self._begin_chat(call, request, tools, config)
-        else:
-            self._begin_completion(call, request, config)
+        is_chat = request["op"] == "chat"
+        prompts = request["prompt"]  # of a chat: as the model's template rendered it, in a process of its own
+        if isinstance(prompts, str) or isinstance(prompts[0], int):
+            prompts = [prompts]
+        plan = self._dialect.plan(tools, prompts[0], guided=grammar is not None) if is_chat else None
+        images = pictures(request.get("pictures") or [])
+        for index, prompt in enumerate(prompts):
+            tokens = self._tokens(prompt, special=not is_chat)
+            first = index * call.params.n
+            if request.get("echo"):
+                text = prompt if isinstance(prompt, str) else str(self._tokenizer.decode(prompt))
+                call.echoes += [(first + one, text, 0, None, None) for one in range(call.params.n)]
+            sees = self._sees and isinstance(prompt, str)
+            self._add(call, first, tokens, (prompt, images) if sees else (tokens,), config, plan)
         if call.echoes:
             self._frames.append(("part", [(number, call.echoes)]))
 
-    def _begin_chat(self, call: Call, request: dict[str, Any], tools: Tools, grammar: Any) -> None:
-        prompt: str = request["prompt"]  # the model's template rendered it, in a process of its own
-        images = pictures(request["pictures"])
-        tokens = None if self._sees else self._encode(prompt, special=False)
-        plan = self._dialect.plan(tools, prompt, guided=grammar is not None)
-        self._add(call, 0, prompt if tokens is None else tokens, grammar, images, plan)
-
-    def _begin_completion(self, call: Call, request: dict[str, Any], grammar: Any) -> None:
-        prompts = request["prompt"]
-        if isinstance(prompts, str) or isinstance(prompts[0], int):
-            prompts = [prompts]
-        for index, prompt in enumerate(prompts):
-            given: Any = prompt if isinstance(prompt, str) and self._sees else self._prompt_tokens(prompt)
-            if request.get("echo"):
-                text = prompt if isinstance(prompt, str) else str(self._tokenizer.decode(prompt))
-                first = index * call.params.n
-                call.echoes += [(first + one, text, 0, None, None) for one in range(call.params.n)]
-            self._add(call, index * call.params.n, given, grammar, [], None)
-
-    def _prompt_tokens(self, prompt: Any) -> Any:
+    def _tokens(self, prompt: Any, special: bool) -> Any:
+        """The tensor of a prompt, which is a text or tokens; `special`: with the tokens that begin a text."""
         import numpy as np
         import openvino
 
         if isinstance(prompt, str):
-            return self._encode(prompt, special=True)
+            least = len(prompt) // self._detokenizer.longest  # tokenizing is slow and stops all calls
+            if least > self._room:
+                raise too_long("prompt", least, self._room, least=True)
+            return self._tokenizer.encode(prompt, add_special_tokens=special, max_length=_ALL).input_ids
         if not isinstance(prompt, list) or not all(isinstance(token, int) for token in prompt):
             raise InvalidRequestError.at("prompt", "must be a string, a list of strings or a list of tokens")
         if not all(0 <= token < self._vocabulary for token in prompt):
-            raise RequestError(f"prompt: the model's tokens are from 0 to {self._vocabulary - 1}")
+            raise InvalidRequestError.at("prompt", f"the model's tokens are from 0 to {self._vocabulary - 1}")
         return openvino.Tensor(np.array([prompt], dtype=np.int64))
 
-    def _encode(self, text: str, special: bool) -> Any:
-        least = len(text) // self._detokenizer.longest  # tokenizing is slow and stops all calls
-        if least > self._room:
-            raise too_long("prompt", least, self._room, least=True)
-        return self._tokenizer.encode(text, add_special_tokens=special, max_length=_ALL).input_ids
-
     def _add(
-        self, call: Call, first: int, prompt: Any, grammar: Any, images: Sequence[Any], plan: Plan | None
+        self, call: Call, first: int, tokens: Any, given: tuple[Any, ...], grammar: Any, plan: Plan | None
     ) -> None:
-        """Add the streams of one prompt, given as tokens, or as text for a model with vision."""
+        """Add the streams of one prompt; `given` to the pipeline are its tokens, or a text and images."""
         params = call.params
-        tokens = self._encode(prompt, special=False) if isinstance(prompt, str) else prompt
         count = int(tokens.shape[1])
         if not count:
-            raise RequestError("prompt: is empty, and this model needs at least one token")
+            raise InvalidRequestError.at("prompt", "is empty, and this model needs at least one token")
         if count >= self._room:
             raise too_long("prompt", count, self._room)
         call.prompt_tokens += count
         for one in range(params.best_of):
             config = params.config(self._pipeline.get_config(), self._room - count, grammar, params.seed + one)
-            special = plan is not None and plan.special
-            text = self._detokenizer.stream(special)
-            stream = Stream(call, first + one, self._detokenizer, text, plan.deltas() if plan else None)
-            number = next(self._requests)
-            if isinstance(prompt, str):
-                stream.handle = self._pipeline.add_request(number, prompt, list(images), config)
-            else:
-                stream.handle = self._pipeline.add_request(number, tokens, config)
+            stream = Stream(call, first + one, self._detokenizer, plan)
+            stream.handle = self._pipeline.add_request(next(self._requests), *given, config)
             call.streams.append(stream)
             call.going += 1
             self._live.append(stream)
-
-    def _cancel(self, number: int) -> None:
-        if self._drop(number) or self._unchecked.pop(number, None) is not None:
-            self._frames.append(("error", number, *CANCELLED))
 
     def _drop(self, number: int) -> bool:
         """Cancel a call in the pipeline and forget it. Returns whether there was one."""

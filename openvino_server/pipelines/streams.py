@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from openvino_server.pipelines.text import Detokenizer, StopStrings, TextStream
+from openvino_server.pipelines.text import Detokenizer, StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from openvino_server.dialect import Deltas
+    from openvino_server.dialect import Plan
     from openvino_server.pipelines.sampling import Params
 
 __all__ = ["Call", "Part", "Stream"]
@@ -56,9 +56,7 @@ class Call:
 class Stream:
     """One generated sequence of a call, from its tokens to the parts that are sent."""
 
-    def __init__(
-        self, call: Call, index: int, detokenizer: Detokenizer, text: TextStream, deltas: Deltas | None
-    ) -> None:
+    def __init__(self, call: Call, index: int, detokenizer: Detokenizer, plan: Plan | None) -> None:
         params = call.params
         self.call = call
         self.index = index
@@ -67,11 +65,11 @@ class Stream:
         self.ranked = params.best_of > params.n
         """Whether only the best streams of the call are sent (best_of), after all have ended."""
         self._detokenizer = detokenizer
-        self._text = text
-        self._deltas = deltas
+        self._text = detokenizer.stream(special=plan is not None and plan.special)
+        self._deltas = plan.deltas() if plan is not None else None
         self._stops = StopStrings(params.stops, params.keep_stop) if params.stops else None
         self._logprobs = params.logprobs
-        self._plain = deltas is None and not params.logprobs
+        self._plain = plan is None and not params.logprobs
         self._pending = ""
         self._uncounted = 0  # tokens that are not in a part yet
         self._beside: list[dict[str, Any]] = []  # log probabilities for the next part
