@@ -57,6 +57,8 @@ def _samples(content: bytes, is_float: bool | None, bits: int, channels: int, ra
         samples = numbers.astype(np.float32)
     else:
         samples = numbers.astype(np.float32) / float(1 << (bits - 1))
+    if not np.isfinite(samples).all():
+        raise InvalidRequestError.at("file", "has samples that are not finite numbers")
     if channels > 1:
         samples = samples.reshape(-1, channels).mean(axis=1)
     mono: bytes = _at_rate(samples, rate).astype("<f4").tobytes()

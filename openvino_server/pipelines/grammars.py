@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
 import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin.errors import InvalidRequestError
@@ -76,9 +76,8 @@ class Grammars:
         self._on_result = on_result
         self._good: OrderedDict[str, None] = OrderedDict()
         self._asked: set[str] = set()
-        self._waiting: queue.SimpleQueue[Grammar] = queue.SimpleQueue()
+        self._checks = ThreadPoolExecutor(1, "grammars")
         self._process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
 
     def is_good(self, grammar: Grammar) -> bool:
         """Whether it is known to be valid. If not, the check begins, and `on_result` gets the result."""
@@ -87,12 +86,8 @@ class Grammars:
             self._good.move_to_end(key)
             return True
         if key not in self._asked:
+            self._checks.submit(self._work, grammar)
             self._asked.add(key)
-            self._waiting.put(grammar)
-        if self._thread is None:
-            thread = threading.Thread(target=self._work, name="grammars", daemon=True)
-            thread.start()  # may fail; the next grammar starts it again
-            self._thread = thread
         return False
 
     def learn(self, key: str, complaint: str) -> None:
@@ -103,14 +98,12 @@ class Grammars:
             if len(self._good) > _REMEMBERED:
                 self._good.popitem(last=False)
 
-    def _work(self) -> None:
-        while True:
-            grammar = self._waiting.get()
-            try:
-                complaint = self._check(grammar)
-            except Exception as error:  # noqa: BLE001  # a call waits for the result
-                complaint = f"it cannot be checked: {error}"
-            self._on_result(grammar.key, complaint)
+    def _work(self, grammar: Grammar) -> None:
+        try:
+            complaint = self._check(grammar)
+        except Exception as error:  # noqa: BLE001  # a call waits for the result
+            complaint = f"it cannot be checked: {error}"
+        self._on_result(grammar.key, complaint)
 
     def _check(self, grammar: Grammar) -> str:
         """The error of a grammar; "" when it is valid."""

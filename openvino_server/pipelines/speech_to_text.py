@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from engine_plugin.services.base import number
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import choice, number
 from openvino_server.errors import RequestError
 from openvino_server.pipelines import Job, OneAtATime, Settings
 
@@ -22,7 +23,6 @@ _WINDOW = 30 * RATE
 _LEAST = 400  # samples; the features of fewer than 201 cannot be computed
 _STEP = RATE  # samples by which each window advances at least
 _MOST_TOKENS = 440  # a decoder has 448 positions
-_TASKS = ("transcribe", "translate")
 
 Audio = np.ndarray[Any, np.dtype[np.float32]]
 Segment = tuple[float, float, str]
@@ -55,7 +55,7 @@ class Served(OneAtATime):
         self._pipeline = openvino_genai.WhisperPipeline(self._settings.path, self._settings.device, **properties)
 
     def run(self, job: Job) -> dict[str, Any]:
-        audio = _audio(job.request.get("audio"))
+        audio: Audio = np.frombuffer(job.request["audio"], dtype="<f4")
         config = self._config(job.request)
         if job.request.get("words"):
             self._align()
@@ -81,18 +81,13 @@ class Served(OneAtATime):
         config = self._pipeline.get_generation_config()
         config.max_new_tokens = _MOST_TOKENS
         config.return_timestamps = True
-        language = request.get("language")
-        if language:
-            found = self._language(language)
-            if found:
-                config.language = found
-        task = request.get("task") or "transcribe"
-        if task not in _TASKS:
-            raise RequestError(f"task: must be one of {', '.join(_TASKS)}, not {task!r}")
+        if request.get("language") and (language := self._language(request["language"])):
+            config.language = language
+        task = choice(request, "task", ("transcribe", "translate"))
         if self._languages:
-            config.task = task
+            config.task = task or "transcribe"
         elif task == "translate":
-            raise RequestError("task: this model supports English only and cannot translate")
+            raise InvalidRequestError.at("task", "this model supports English only and cannot translate")
         if temperature := number(request, "temperature", 0, 2):
             config.do_sample = True
             config.temperature = temperature
@@ -107,7 +102,7 @@ class Served(OneAtATime):
         if not self._languages and name.partition("-")[0] in ("en", "english"):
             return None
         known = ", ".join(sorted(self._languages)) or "en"
-        raise RequestError(f"language: {given!r} is not a language of this model; use one of {known}")
+        raise InvalidRequestError.at("language", f"{given!r} is not a language of this model; use one of {known}")
 
     def _transcribe(self, job: Job, window: Audio, start: int, config: Any, transcript: _Transcript) -> int:
         """Transcribe one window into `transcript`. Returns by how many samples to advance."""
@@ -179,14 +174,3 @@ def _status(job: Job) -> Any:
 
     running = openvino_genai.StreamingStatus
     return running.CANCEL if job.cancelled() else running.RUNNING
-
-
-def _audio(given: Any) -> Audio:
-    if not isinstance(given, (bytes, bytearray)) or len(given) % 4:
-        raise RequestError("audio: must be bytes of 32-bit floats, 16 kHz mono")
-    if not given:
-        raise RequestError("audio: is empty")
-    audio = np.frombuffer(given, dtype="<f4")
-    if not np.isfinite(audio).all():
-        raise RequestError("audio: has samples that are not finite numbers")
-    return audio

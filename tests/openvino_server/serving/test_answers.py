@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -311,8 +312,16 @@ async def test_audio_is_transcribed_or_translated(serve: Serve, path: str, task:
 
 @pytest.mark.parametrize(
     "file",
-    [b"", b"ID3", wav_file(b""), wav_file(b"\0\0", code=7), wav_file(b"\0\0", channels=0)],
-    ids=["nothing", "MP3", "no sample", "mu-law", "no channel"],
+    [
+        b"",
+        b"ID3",
+        wav_file(b""),
+        wav_file(b"a"),
+        wav_file(b"\0\0", code=7),
+        wav_file(b"\0\0", channels=0),
+        wav_file(struct.pack("<2f", 0.5, math.nan), code=3, bits=32),
+    ],
+    ids=["nothing", "MP3", "no sample", "half a sample", "mu-law", "no channel", "not a number"],
 )
 async def test_invalid_wav_file_is_rejected(serve: Serve, file: bytes) -> None:
     front = await serve(empty=True)
