@@ -13,10 +13,11 @@ from engine_plugin.openai_api.assemble import chat_completion, text_completion
 from engine_plugin.openai_api.completions import CompletionLogprobs
 from engine_plugin.services import VALIDATORS
 from engine_plugin.services.base import integer, optional
+from engine_plugin.transport.sse import DONE
 from openvino_server import chat as conversation
 from openvino_server.pipelines.sampling import MOST_CHOICES
 from openvino_server.requests import REGISTRY, json_answer, read_object
-from openvino_server.stream import DONE, EventStream
+from openvino_server.stream import EventStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -89,7 +90,7 @@ async def _answer(
     async with model.use() as worker:
         call = await make_call(model)
         if streamed:
-            return await _TokenStream(request, answer).run(worker, call)
+            return await EventStream(request, answer.events, answer.closing).run(worker, call)
         parts: list[Part] = []
         result = await worker.ask(call, parts.extend)
     return json_answer(answer.whole(parts, result.get("usage")))
@@ -127,7 +128,7 @@ class _Answer(ABC):
     def assembled(self, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """The answer that events add up to; each choice has its text as `text` and in `delta`."""
 
-    def events(self, parts: Sequence[Part]) -> str:
+    def events(self, parts: Sequence[Part]) -> bytes:
         """The server-sent events of these parts."""
         heads, tail = self._heads, self._tail
         out: list[str] = []
@@ -146,7 +147,7 @@ class _Answer(ABC):
                 out.append(self._event(index, f'"delta":{_dumps(delta)}'))
             if finish is not None:
                 out.append(self._event(index, self.last, _string(finish)))
-        return "".join(out)
+        return "".join(out).encode("utf-8", "replace")
 
     def _end_of_text(self, logprobs: str) -> str:
         return f'{self.around[1]},"logprobs":{logprobs},"finish_reason":null{self._shut}'
@@ -154,9 +155,10 @@ class _Answer(ABC):
     def _event(self, index: int, member: str, finish: str = "null") -> str:
         return f'{self._open}{index},{member},"logprobs":null,"finish_reason":{finish}{self._shut}'
 
-    def usage_event(self, usage: Any) -> str:
-        """The event with the usage; "" unless the request has include_usage."""
-        return f"{self._usage}{_dumps(usage)}}}\n\n" if self._with_usage else ""
+    def closing(self, result: dict[str, Any]) -> bytes:
+        """The last events: one with the usage if the request has include_usage, and [DONE]."""
+        usage = f"{self._usage}{_dumps(result.get('usage'))}}}\n\n" if self._with_usage else ""
+        return usage.encode() + DONE
 
     def whole(self, parts: Sequence[Part], usage: Any) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -208,17 +210,3 @@ class _TextAnswer(_Answer):
 
     def assembled(self, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         return text_completion(events)
-
-
-class _TokenStream(EventStream):
-    """The answer as server-sent events."""
-
-    def __init__(self, request: web.Request, answer: _Answer) -> None:
-        super().__init__(request)
-        self._answer = answer
-
-    def render(self, events: list[Any]) -> bytes:
-        return self._answer.events(events).encode("utf-8", "replace")
-
-    def closing(self, result: dict[str, Any]) -> bytes:
-        return self._answer.usage_event(result.get("usage")).encode() + DONE

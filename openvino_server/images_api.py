@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.services import VALIDATORS
 from engine_plugin.services.base import optional
 from engine_plugin.services.pictures import IMAGE_FORMATS, picture_size
+from engine_plugin.transport.sse import DONE, event_of
 from openvino_server.requests import REGISTRY, json_answer, read_object
-from openvino_server.stream import DONE, EventStream
+from openvino_server.stream import EventStream
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -28,7 +28,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     model = request.app[REGISTRY].find(body.get("model"), "text-to-image")
     async with model.use() as worker:
         if streamed:
-            return await _ImageStream(request).run(worker, call)
+            return await EventStream(request, _progress, _completed).run(worker, call)
         result = await worker.ask(call)
     return json_answer(_answer(result))
 
@@ -56,15 +56,12 @@ def _answer(result: dict[str, Any]) -> dict[str, Any]:
     return {"created": int(time.time()), "data": images}
 
 
-class _ImageStream(EventStream):
-    """Events of the progress, then one with the pictures."""
+def _progress(steps: list[tuple[int, int]]) -> bytes:
+    return b"".join(
+        b'data: {"type":"image_generation.progress","step":%d,"total":%d}\n\n' % (step, total)
+        for step, total in steps
+    )
 
-    def render(self, events: list[Any]) -> bytes:
-        return b"".join(
-            b'data: {"type":"image_generation.progress","step":%d,"total":%d}\n\n' % (step, total)
-            for step, total in events
-        )
 
-    def closing(self, result: dict[str, Any]) -> bytes:
-        event = {"type": "image_generation.completed"} | _answer(result)
-        return b"data: " + json.dumps(event).encode() + b"\n\n" + DONE
+def _completed(result: dict[str, Any]) -> bytes:
+    return event_of({"type": "image_generation.completed"} | _answer(result)) + DONE

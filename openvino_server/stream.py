@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import HttpVersion11, web
@@ -18,11 +17,12 @@ from openvino_server.errors import RequestError
 from openvino_server.sinks import Sink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from openvino_server.link import Worker
 
-__all__ = ["DONE", "EventStream"]
+__all__ = ["EventStream"]
 
-DONE = b"data: [DONE]\n\n"
 _HIGH = 256 * 1024
 """Bytes in the socket's buffer above which further events are kept here."""
 _KEPT = 16 * 1024 * 1024
@@ -30,11 +30,21 @@ _KEPT = 16 * 1024 * 1024
 ended."""
 
 
-class EventStream(Sink, ABC):
-    """The answer to one streamed request, a `Sink`. Subclasses write the events."""
+class EventStream(Sink):
+    """The answer to one streamed request.
 
-    def __init__(self, request: web.Request) -> None:
+    `render` makes server-sent events of the parts that have arrived, `closing` those at the end of a successful call.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        render: Callable[[list[Any]], bytes],
+        closing: Callable[[dict[str, Any]], bytes],
+    ) -> None:
         self._request = request
+        self._render = render
+        self._closing = closing
         self._parts: list[Any] = []
         """Those that have arrived since the last `flush`."""
         self._events = bytearray()
@@ -76,14 +86,6 @@ class EventStream(Sink, ABC):
         finally:
             worker.cancel(number)
 
-    @abstractmethod
-    def render(self, parts: list[Any]) -> bytes:
-        """The parts as SSE."""
-
-    @abstractmethod
-    def closing(self, result: dict[str, Any]) -> bytes:
-        """The events at the end of a successful stream."""
-
     # Sink
 
     def part(self, payload: list[Any]) -> None:
@@ -108,7 +110,7 @@ class EventStream(Sink, ABC):
             self._close()
         if self._closed:
             return
-        self._render()
+        self._make_events()
         if self._behind:
             if len(self._events) > _KEPT:
                 self._close()
@@ -119,12 +121,12 @@ class EventStream(Sink, ABC):
         else:
             self._write(transport)
 
-    def _render(self) -> None:
+    def _make_events(self) -> None:
         """Make events of what has arrived."""
         parts, self._parts = self._parts, []
         try:
             if parts:
-                self._events += self.render(parts)
+                self._events += self._render(parts)
         except Exception as error:  # noqa: BLE001  # other streams must still be written
             traceback.print_exc()
             self._error = RequestError(f"the worker's answer cannot be encoded: {error}", 500)
@@ -133,7 +135,7 @@ class EventStream(Sink, ABC):
         if self._error is not None:
             self._events += b"data: " + self._error.body() + b"\n\n"
         elif self._result is not None:
-            self._events += self.closing(self._result)
+            self._events += self._closing(self._result)
         self._complete = self._error is not None or self._result is not None
 
     def _write(self, transport: asyncio.Transport) -> None:

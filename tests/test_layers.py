@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "templates": {"process"} | BASE,
     "transport": {"process"} | BASE,
     "openai_api": {"transport"} | BASE,
-    "openvino_server": {"models", "openai_api", "process", "services", "speech", "templates"} | BASE,
+    "openvino_server": {"models", "openai_api", "process", "services", "speech", "templates", "transport"} | BASE,
     "engines/base": {"download", "manifest", "models", "protocol", "services"} | BASE,
     "engines/options": {"manifest"} | BASE,
     "install": {"download", "engines/base", "manifest", "process", "protocol"} | BASE,
@@ -103,6 +103,7 @@ SHARED = {
     "system.sizes",  # sizes in messages
     "templates.jinja",  # chat templates
     "templates.renderer",  # the process that renders them
+    "transport.sse",  # server-sent events
     "waiting",  # bounded waits in clean-up
 }
 """All that `openvino_server` takes from `engine_plugin`."""

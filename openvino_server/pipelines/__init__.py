@@ -11,6 +11,7 @@ import json
 import threading
 import traceback
 from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,6 +88,7 @@ class Job:
     def __init__(self, number: int, request: dict[str, Any], channel: Channel) -> None:
         self.number = number
         self.request = request
+        self.queued: Future[None]
         self._channel = channel
         cancelled = threading.Event()
         self.cancel = cancelled.set
@@ -122,39 +124,26 @@ class OneAtATime(ABC):
     def run(self, job: Job) -> dict[str, Any]:
         """Compute the answer. Raises RequestError, or Cancelled when the job was cancelled."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[int, Job] = {}
-        self._running: Job | None = None
-        self._changed = threading.Condition()
-        self._quit = False
-
     def serve(self, inbox: Inbox, channel: Channel) -> None:
-        """See `Server`. Jobs run on this thread; another one reads frames."""
-        threading.Thread(target=self._listen, args=(inbox, channel), name="listen", daemon=True).start()
-        while (job := self._next()) is not None:
+        """See `Server`. Jobs run on another thread; this one reads frames."""
+        jobs: dict[int, Job] = {}
+
+        def answer(job: Job) -> None:
             channel.send(self._answer(job))
+            del jobs[job.number]
 
-    def _listen(self, inbox: Inbox, channel: Channel) -> None:
-        while not self._quit:
-            verb, *rest = inbox.get()
-            with self._changed:
-                if verb == "quit":
-                    self._quit = True
-                elif verb == "do":
-                    self._waiting[rest[0]] = Job(rest[0], rest[1], channel)
-                elif self._waiting.pop(rest[0], None) is not None:
-                    channel.send(("error", rest[0], *CANCELLED))
-                elif self._running is not None and self._running.number == rest[0]:
-                    self._running.cancel()
-                self._changed.notify()
-
-    def _next(self) -> Job | None:
-        with self._changed:
-            self._running = None
-            self._changed.wait_for(lambda: self._waiting or self._quit)
-            if not self._quit:
-                self._running = self._waiting.pop(next(iter(self._waiting)))
-            return self._running
+        with ThreadPoolExecutor(1, "jobs") as thread:
+            while (frame := inbox.get())[0] != "quit":
+                verb, number, *rest = frame
+                if verb == "do":
+                    job = jobs[number] = Job(number, rest[0], channel)
+                    job.queued = thread.submit(answer, job)
+                elif (known := jobs.get(number)) is not None:
+                    if known.queued.cancel():
+                        del jobs[number]
+                        channel.send(("error", number, *CANCELLED))
+                    else:
+                        known.cancel()
 
     def _answer(self, job: Job) -> Frame:
         try:

@@ -25,7 +25,6 @@ class Served(OneAtATime):
     """An embedding model. Made by `pipelines.load`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
         import openvino_genai
 
         options = settings.options

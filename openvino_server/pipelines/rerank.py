@@ -17,7 +17,6 @@ class Served(OneAtATime):
     """A rerank model. Made by `pipelines.load`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
         import openvino_genai
 
         options = settings.options

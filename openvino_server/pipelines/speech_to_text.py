@@ -32,7 +32,6 @@ class Served(OneAtATime):
     """A Whisper model. Made by `pipelines.load`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
         self._settings = settings
         self._words = bool(settings.options.get("enable_word_timestamps", False))
         self._open()

@@ -37,7 +37,6 @@ class Served(OneAtATime):
     """A speech model. Made by `pipelines.load`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
         import openvino_genai
 
         options = settings.options
