@@ -13,14 +13,15 @@ import signal
 import struct
 import sys
 import threading
-from typing import Any
+from typing import Any, TypeAlias
 
 from engine_plugin.process import guard
 from engine_plugin.process.entry import own_stdin, read_exactly
 
-__all__ = ["Channel", "Frame", "Inbox", "encode", "own_pipes", "receive"]
+__all__ = ["Channel", "Frame", "Inbox", "encode", "incoming", "own_pipes", "receive"]
 
 Frame = tuple[Any, ...]
+Inbox: TypeAlias = "queue.SimpleQueue[Frame]"
 
 _LENGTH = struct.Struct(">I")
 _ROOM = 1 << 20  # bytes of a pipe: the model must not wait for a server process that is briefly busy
@@ -71,31 +72,21 @@ class Channel:
                 os._exit(0)
 
 
-class Inbox:
-    """The queue of requests, filled by a thread. The end of the pipe ends this process at once."""
+def incoming(descriptor: int) -> Inbox:
+    """The queue of the requests from a pipe, filled by a thread. The end of the pipe ends this process at once."""
+    frames: Inbox = queue.SimpleQueue()
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self.empty = self._frames.empty
-        """Whether `get` would block."""
-        self.get = self._frames.get
-        """Remove and return the next frame; blocks."""
-        self.put = self._frames.put
-        """Queue a frame from this process."""
-
-    def start(self) -> None:
-        """Start the thread."""
-        threading.Thread(target=self._read, name="inbox", daemon=True).start()
-
-    def _read(self) -> None:
+    def read() -> None:
         try:
             while True:
-                self.put(receive(self._descriptor))
+                frames.put(receive(descriptor))
         except (OSError, EOFError):
             pass
         finally:
             os._exit(0)
+
+    threading.Thread(target=read, name="inbox", daemon=True).start()
+    return frames
 
 
 def _widen(descriptor: int) -> None:

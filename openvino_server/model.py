@@ -54,11 +54,7 @@ class Model:
     """A model that is loaded, served or unloaded. `state` has OVMS's names; `error` is the reason for END."""
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        settings: ServerSettings,
-        argv: Sequence[str],
-        environ: Mapping[str, str],
+        self, spec: ModelSpec, settings: ServerSettings, argv: Sequence[str], environ: Mapping[str, str]
     ) -> None:
         self.name = spec.name
         self.kind = spec.kind

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from openvino_server.frames import Inbox, own_pipes
+from openvino_server.frames import incoming, own_pipes
 
 __all__ = ["main"]
 
@@ -23,8 +23,7 @@ def main() -> int:
     """Load the model of the first frame, answer ready or failed, and serve until the frame `quit`."""
     stdin, channel = own_pipes()
     sys.setswitchinterval(_SWITCH)
-    inbox = Inbox(stdin)
-    inbox.start()
+    inbox = incoming(stdin)
     verb, *rest = inbox.get()
     if verb != "load":
         return 0

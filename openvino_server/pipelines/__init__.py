@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from openvino_server.frames import Channel, Frame, Inbox
 
 __all__ = [
-    "Cancelled",
+    "CANCELLED",
     "Job",
     "OneAtATime",
-    "Server",
     "Settings",
     "json_file",
     "load",

@@ -21,12 +21,7 @@ from openvino_server.dialect import Dialect
 from openvino_server.pipelines import CANCELLED, json_file, reason, refusal, too_long
 from openvino_server.pipelines.grammars import Grammar, Grammars, wanted
 from openvino_server.pipelines.sampling import Params
-from openvino_server.pipelines.scheduling import (
-    context_length,
-    open_pipeline,
-    pool_tokens,
-    vocabulary_size,
-)
+from openvino_server.pipelines.scheduling import context_length, open_pipeline, pool_tokens, vocabulary_size
 from openvino_server.pipelines.streams import Call, Part, Stream
 from openvino_server.pipelines.text import Detokenizer
 from openvino_server.pipelines.vision import pictures
