@@ -89,10 +89,7 @@ class Worker(ChildProcess):
         if self.over.is_set() or self._stopping:
             raise RequestError(f"model {self.name} is being unloaded; try again", 503)
         self._last_number += 1
-        try:
-            self._send(("do", self._last_number, request))
-        except RecursionError:
-            raise RequestError("the body is nested too deeply") from None
+        self._send(("do", self._last_number, request))
         self._calls[self._last_number] = sink
         return self._last_number
 
@@ -201,9 +198,6 @@ class Worker(ChildProcess):
                 for number, payload in parts:
                     if sink := self._sink(number):
                         sink.part(payload)
-            case ("progress", number, step, total):
-                if sink := self._sink(number):
-                    sink.progress(step, total)
             case ("done", number, payload):
                 if sink := self._sink(number, last=True):
                     sink.done(payload)

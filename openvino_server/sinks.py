@@ -20,10 +20,7 @@ class Sink:
     """
 
     def part(self, payload: list[Any]) -> None:
-        """New tokens, as items (index, delta, token count, logprobs, finish reason)."""
-
-    def progress(self, step: int, total: int) -> None:
-        """Progress: `step` of `total` is done."""
+        """New tokens, as items (index, delta, token count, logprobs, finish reason), or progress: (step, total)."""
 
     def done(self, payload: dict[str, Any]) -> None:
         """The call has succeeded; `payload` is the rest of its result."""

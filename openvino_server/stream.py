@@ -92,9 +92,6 @@ class EventStream(Sink):
         if not self._closed:
             self._parts += payload
 
-    def progress(self, step: int, total: int) -> None:
-        self._parts.append((step, total))
-
     def done(self, payload: dict[str, Any]) -> None:
         self._result = payload
 

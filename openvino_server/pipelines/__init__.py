@@ -102,7 +102,7 @@ class Job:
 
     def progress(self, step: int, total: int) -> None:
         """Send the progress: `step` of `total` is done."""
-        self._channel.send(("progress", self.number, step, total))
+        self._channel.send(("part", [(self.number, [(step, total)])]))
 
 
 class Server(Protocol):
@@ -177,8 +177,6 @@ def reason(error: BaseException) -> str:
 
 def refusal(number: int, error: Exception) -> Frame:
     """The error frame of a call; an error that the request did not cause is also logged to stderr."""
-    if isinstance(error, RecursionError):
-        error = RequestError("the body is nested too deeply")
     if isinstance(error, (RequestError, InvalidRequestError)):
         answer = RequestError.of(error)
         return ("error", number, answer.status, answer.kind, answer.message)

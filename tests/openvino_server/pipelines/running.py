@@ -161,11 +161,10 @@ class RunningWorker:
         match frame:
             case ("part", pairs):
                 for number, payload in pairs:
-                    self._calls[number].parts += payload
-                    self._calls[number].arrived.set()
-            case ("progress", number, step, total):
-                self._calls[number].progress.append((step, total))
-                self._calls[number].arrived.set()
+                    call = self._calls[number]
+                    for item in payload:
+                        (call.progress if len(item) == 2 else call.parts).append(item)
+                    call.arrived.set()
             case ("done", number, payload):
                 self._calls[number].result.set_result(payload)
             case ("error", number, status, kind, message):

@@ -151,7 +151,7 @@ class Worker:
 
     def image(self, number: int, request: dict[str, Any]) -> None:
         for step in range(2):
-            self.send("progress", number, step + 1, 2)
+            self.send("part", [(number, [(step + 1, 2)])])
         self.send("done", number, {"images": [json.dumps(request).encode()]})
 
     def transcribe(self, number: int, request: dict[str, Any]) -> None:
