@@ -225,7 +225,7 @@ class Model:
         require_memory(size)
         self._reserved = size
         worker = Worker(self.name, size)
-        await worker.spawn(self._argv, self._environ, cwd=".")
+        await worker.spawn(self._argv, self._environ)
         self.worker = worker
         self._watch = Watch(worker, self._settings.start_timeout, self._settings.hung_timeout)
         watching = asyncio.create_task(self._watch.run())

@@ -33,6 +33,8 @@ def serve(settings: dict[str, Any], stdin: int, worker: Sequence[str] = WORKER) 
     `settings` are those of docs/openvino-server.md. Raises ValueError and TypeError for invalid ones, OSError when it
     cannot listen.
     """
+    for name in {"config", "cache_dir"} & settings.keys():  # workers run in the root directory
+        settings[name] = settings[name] and str(Path(settings[name]).absolute())
     asyncio.run(_serve(settings, stdin, worker))
 
 
