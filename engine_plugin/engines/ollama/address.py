@@ -56,15 +56,12 @@ class ServerAddress:
             raise ValueError("an address must be ASCII without spaces")
         if set(text) & set("?#\\"):
             raise ValueError("an address must not have a query, a fragment or a backslash")
-        scheme, separator, rest = text.rpartition("://")
-        scheme = scheme.lower()
-        if not separator:
-            scheme = "https" if rest == _CLOUD else "http"
+        scheme, separator, rest = (f"https://{text}" if text == _CLOUD else text).rpartition("://")
+        scheme = scheme.lower() if separator else "http"
         if scheme not in _PORTS:
             raise ValueError(f"the scheme must be http or https, not {scheme[:32]}")
-        port = _PORTS[scheme] if separator or rest == _CLOUD else DEFAULT_PORT
         authority, _, path = rest.partition("/")
-        host, port = _host_and_port(authority, port)
+        host, port = _host_and_port(authority, _PORTS[scheme] if separator else DEFAULT_PORT)
         return cls(scheme, _connectable(host), port, _prefix(path), source)
 
     @property
