@@ -23,7 +23,6 @@ from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
 from engine_plugin.engines.ollama.references import References
-from engine_plugin.engines.ollama.transcription import transcribe
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
     AuthError,
@@ -261,9 +260,9 @@ class OllamaEngine(Engine):
         return await self._models.default(await self._client(), service)
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
-        async with self._exchange(service, request["model"]) as (exchange, model):
+        async with self._exchange(service, request["model"]) as (exchange, _):
             if service == "speech-to-text":
-                return await transcribe(self._speech, exchange, model, request)
+                return await exchange.transcribe(self._speech, request)
             return await exchange.call(request)
 
     @asynccontextmanager

@@ -6,6 +6,8 @@ server would queue parallel requests unless configured otherwise.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,9 @@ from engine_plugin import catalogue
 from engine_plugin.engines.ollama import answers, requests
 from engine_plugin.engines.ollama.client import StoppedBeforeAnswerError
 from engine_plugin.engines.ollama.events import ChoiceWriter, NativeWriter, usage_event
-from engine_plugin.errors import BadGatewayError
+from engine_plugin.errors import BadGatewayError, UnsupportedError
+from engine_plugin.speech.containers import container_of
+from engine_plugin.system.data_urls import base64_start
 from engine_plugin.transport.answers import ANSWER_LIMIT, drained
 from engine_plugin.transport.ndjson import whole_lines
 from engine_plugin.transport.posting import PostingClient
@@ -25,9 +29,12 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.models import ModelFacts
+    from engine_plugin.speech.services import SpeechServices
     from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["Exchange"]
+
+_BASE64_OF_18_BYTES = 24
 
 
 class Exchange(PostingClient):
@@ -75,6 +82,16 @@ class Exchange(PostingClient):
         async with self._sent(first) as response, aclosing(self._events(response, others, request)) as blocks:
             yield blocks
 
+    async def transcribe(self, speech: SpeechServices, request: dict[str, Any]) -> bytes:
+        """Answer a speech-to-text request by OpenAI's path, which Ollama has since 0.20.
+
+        WAV and MP3 are sent unchanged, other formats are converted to WAV first. Raises UnsupportedError for
+        translation.
+        """
+        if (request.get("task") or "transcribe") != "transcribe":
+            raise UnsupportedError("task: Ollama does not translate; leave task out")
+        return await speech.transcribe(self, self._facts.name, request, original=_server_reads(request["audio"]))
+
     def _sent(self, request: dict[str, Any]) -> AbstractAsyncContextManager[HttpResponse]:
         return self.post_json(*requests.upstream_request(self._service, request, self._facts))
 
@@ -120,6 +137,16 @@ class Exchange(PostingClient):
             return NativeWriter(self._facts.name)
         tags = answers.has_think_tags(request)
         return ChoiceWriter(self._service, head, index, tags=tags, model=self._facts.name)
+
+
+def _server_reads(audio: str) -> bool:
+    """Whether a recording, in base64 or a data: URL, is WAV or MP3. Invalid base64 is reported when it is decoded."""
+    try:
+        start = base64_start(audio)
+        head = base64.b64decode(audio[start : start + _BASE64_OF_18_BYTES])
+    except (binascii.Error, ValueError):
+        return False
+    return container_of(head) in ("wav", "mp3")
 
 
 def _wants_usage(request: dict[str, Any]) -> bool:

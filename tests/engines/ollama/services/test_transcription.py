@@ -13,7 +13,6 @@ import pytest
 
 from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.engines.ollama.exchange import Exchange
-from engine_plugin.engines.ollama.transcription import transcribe
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, UnsupportedError
 from engine_plugin.messages import BidiMessage
 from engine_plugin.speech.decoder import Decoder
@@ -40,7 +39,7 @@ SPEECH = SpeechServices("/v1", Decoder(None, {}), Path())
 
 
 async def answer(client: OllamaClient, request: dict[str, Any], facts: ModelFacts) -> bytes:
-    return await transcribe(SPEECH, Exchange(client, "speech-to-text", facts, no_replacement), facts.name, request)
+    return await Exchange(client, "speech-to-text", facts, no_replacement).transcribe(SPEECH, request)
 
 
 async def transcribed(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
