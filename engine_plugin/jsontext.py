@@ -14,7 +14,7 @@ from json import scanner
 from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # typeshed leaves them out
 from typing import Any, NoReturn
 
-from engine_plugin.errors import BadGatewayError
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 __all__ = [
     "BRIEF",
@@ -114,9 +114,12 @@ def write_json(value: Any) -> bytes:
 
 def write_request(value: Any) -> bytes:
     """Like `write_json`, for values with pictures or sound in base64: long texts without escapes are copied, since
-    the encoder would block other threads for a second per 100 MB."""
+    the encoder would block other threads for a second per 100 MB. Raises InvalidRequestError for too deep a nesting."""
     long: dict[bytes, bytes] = {}
-    data = write_json(_set_apart(value, long))
+    try:
+        data = write_json(_set_apart(value, long))
+    except RecursionError:
+        raise InvalidRequestError.at("request_data", "is nested too deeply") from None
     if not long:
         return data
     pieces: list[bytes] = []

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin import jsontext
-from engine_plugin.errors import BadGatewayError
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.jsontext import (
     BRIEF,
     MOST_BYTES,
@@ -108,6 +108,15 @@ def test_long_text_is_written_unchanged() -> None:
     written = write_request(value)
     assert written == write_json(value)
     assert write_request([1, "a"]) == b'[1, "a"]'
+    assert write_request({"text": "d\u00fcnn"}) == '{"text": "d\u00fcnn"}'.encode()
+
+
+def test_request_that_cannot_be_encoded_is_rejected() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(100_000):
+        nested = {"a": nested}
+    with pytest.raises(InvalidRequestError, match=r"^request_data: is nested too deeply$"):
+        write_request(nested)
 
 
 @pytest.mark.promise("S11")

@@ -1,24 +1,13 @@
-"""Bodies of requests and answers."""
+"""What a chat or a completion asks for, whatever the engine."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.errors import InvalidRequestError
-from engine_plugin.jsontext import write_request
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["choices_wanted", "request_json", "slots_needed"]
-
-
-def request_json(body: Mapping[str, Any]) -> bytes:
-    """Serialize a service's request. Raises InvalidRequestError for too deep a nesting."""
-    try:
-        return write_request(body)
-    except RecursionError:  # what could be parsed cannot always be serialized: the stack is deeper here
-        raise InvalidRequestError.at("request_data", "is nested too deeply") from None
+__all__ = ["choices_wanted", "slots_needed"]
 
 
 def choices_wanted(request: Mapping[str, Any]) -> int:

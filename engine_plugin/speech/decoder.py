@@ -210,21 +210,17 @@ class Decoder:
             return Recording(plain, is_cut_off(audio))
         if self._files >= _MAX_PARALLEL + _MAX_QUEUED:
             raise UnavailableError(f"audio: {_MAX_QUEUED} recordings are waiting to be decoded; try again later")
+        limit, longest = self._limits.timeout, self._limits.longest
         self._files += 1
         try:
-            return await self._decoded(audio)
-        finally:
-            self._files -= 1
-
-    async def _decoded(self, audio: bytes) -> Recording:
-        limit = self._limits.timeout
-        try:
-            async with self._slots, asyncio.timeout(limit), self._running(longest=self._limits.longest) as stream:
+            async with self._slots, asyncio.timeout(limit), self._running(longest=longest) as stream:
                 pieces = [piece async for piece in stream.decode(_whole(audio))]
         except TimeoutError:
             raise InvalidRequestError.at(
                 "audio", f"takes longer than {limit:g} s to decode; send a shorter recording"
             ) from None
+        finally:
+            self._files -= 1
         return Recording(await asyncio.to_thread(b"".join, pieces), stream.is_cut_off)
 
     @asynccontextmanager

@@ -180,9 +180,6 @@ class LiveTask:
 
     # Answers
 
-    def started(self) -> BidiMessage:
-        return self._event("task-started")
-
     def result(self, sentence: Sentence) -> BidiMessage:
         """The current text of a sentence. Times are milliseconds, `sentence_id` counts from 0, and `stable_text` is
         not changed by later events."""
@@ -194,16 +191,14 @@ class LiveTask:
             "end_time": sentence.end_ms,
             "is_final": sentence.final,
         }
-        return self._event("result-generated", {"sentence": shape})
-
-    def finished(self) -> BidiMessage:
-        return self._event("task-finished")
+        return self.event("result-generated", {"sentence": shape})
 
     def failed(self, error: EnginePluginError) -> BidiMessage:
         # AOG's clients read the code as text.
-        return self._event("task-failed", error_code=str(error.code), error_message=error.message)
+        return self.event("task-failed", error_code=str(error.code), error_message=error.message)
 
-    def _event(self, event: str, output: dict[str, Any] | None = None, **header: Any) -> BidiMessage:
+    def event(self, event: str, output: dict[str, Any] | None = None, **header: Any) -> BidiMessage:
+        """An event of this task."""
         payload = {} if output is None else {"output": output}
         shape = {"header": {"task_id": self.task_id, "event": event, **header}, "payload": payload}
         return BidiMessage(write_json(shape))

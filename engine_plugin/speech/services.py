@@ -211,7 +211,7 @@ class SpeechServices:
             if not model:
                 raise InvalidRequestError.at("model", "is missing: name one in the first message")
             async with use(model) as (client, served):
-                yield task.started()
+                yield task.event("task-started")
                 fields = _form_fields(served, {"language": task.language}, words=False)
 
                 async def transcribe(samples: bytes) -> list[Segment]:
@@ -224,7 +224,7 @@ class SpeechServices:
                 ):
                     async for sentence in sentences:
                         yield task.result(sentence)
-            yield task.finished()
+            yield task.event("task-finished")
         except EnginePluginError as error:
             yield task.failed(error)
             raise

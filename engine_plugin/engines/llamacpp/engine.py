@@ -16,8 +16,9 @@ from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
 from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.errors import UnsupportedError
+from engine_plugin.jsontext import write_request
 from engine_plugin.openai_api.assemble import assembled
-from engine_plugin.openai_api.bodies import request_json, slots_needed
+from engine_plugin.openai_api.bodies import slots_needed
 from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
 from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process import tree
@@ -136,7 +137,7 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
         model = await self._model_for(service, request["model"])
         request["model"] = model.name  # the caller may have used another form of the name
         upstream = requests.upstream_request(service, request, stream=stream)
-        body = request_json(upstream)
+        body = write_request(upstream)
         async with self.pool.turn(model, slots_needed(service, request)) as server:
             await server.recovered()
             if service == "chat":

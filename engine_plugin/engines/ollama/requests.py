@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama.options import keep_alive_value
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.jsontext import write_request
 from engine_plugin.models.families import parameters_of
-from engine_plugin.openai_api.bodies import request_json
 from engine_plugin.openai_api.conversation import call_arguments, joined
 from engine_plugin.services.base import check_stop, integer, optional
 from engine_plugin.system.data_urls import base64_start
@@ -117,7 +117,7 @@ def upstream_request(service: str, request: dict[str, Any], facts: ModelFacts) -
     kept = keep_alive_value(body.get("keep_alive", facts.keep_alive))
     if kept != "":
         body["keep_alive"] = kept
-    return f"/api/{service}", request_json(body)
+    return f"/api/{service}", write_request(body)
 
 
 def _native_body(request: dict[str, Any]) -> dict[str, Any]:

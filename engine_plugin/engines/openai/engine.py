@@ -71,8 +71,8 @@ class OpenAIEngine(Engine):
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
         self._options = options = read_options(OpenAIOptions, manifest)
-        if problem := _host_problem(manifest):
-            raise ManifestError([problem])
+        if problems := _host_problems(manifest):
+            raise ManifestError(problems)
         environ = child_environ(os.environ)
         decoder = Decoder(None, environ, options.audio)
         self._speech = SpeechServices("", decoder, manifest.data_dir / "output", options.live)
@@ -82,8 +82,7 @@ class OpenAIEngine(Engine):
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
         """Check the `engine:` section and engine_host. Called by `engine-plugin lint`."""
-        problem = _host_problem(manifest)
-        return [*option_problems(OpenAIOptions, manifest), *([problem] if problem else [])]
+        return [*option_problems(OpenAIOptions, manifest), *_host_problems(manifest)]
 
     # Software
 
@@ -313,7 +312,7 @@ def _first_of_kind(models: Sequence[ModelInfo], kind: str) -> str:
     return fitting[0].name if fitting else ""
 
 
-def _host_problem(manifest: Manifest) -> Problem | None:
+def _host_problems(manifest: Manifest) -> Sequence[Problem]:
     """The problem of provider.engine_host, the address of the server."""
     host = manifest.provider.engine_host
     try:
@@ -321,5 +320,6 @@ def _host_problem(manifest: Manifest) -> Problem | None:
             BaseUrl.parse(host)
     except ValueError as error:
         what = f"provider.engine_host is {host[:80]!r}: {error}"
-        return manifest.problem(("provider", "engine_host"), what, "Give a base URL such as http://127.0.0.1:8000/v1")
-    return None
+        fix = "Give a base URL such as http://127.0.0.1:8000/v1"
+        return [manifest.problem(("provider", "engine_host"), what, fix)]
+    return []

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.jsontext import answer_object
-from engine_plugin.openai_api.bodies import request_json
+from engine_plugin.jsontext import answer_object, write_request
 from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.pictures import picture_size
@@ -31,10 +30,8 @@ PATHS = {
 STREAMED = frozenset({"chat", "generate"})
 
 
-def refused(features: Collection[str]) -> dict[str, str]:
-    """The content parts that a model with these features does not accept, with the reason; empty if unknown."""
-    lacking = {"vision": ("image_url", CANNOT_SEE), "audio": ("input_audio", CANNOT_HEAR)}
-    return dict(part for feature, part in lacking.items() if features and feature not in features)
+_PARTS = {"vision": ("image_url", CANNOT_SEE), "audio": ("input_audio", CANNOT_HEAR)}
+"""The content part that needs a feature, and why a model without the feature refuses it."""
 
 
 def request_body(service: str, request: dict[str, Any], features: Collection[str] = ()) -> dict[str, Any]:
@@ -42,7 +39,7 @@ def request_body(service: str, request: dict[str, Any], features: Collection[str
     body = {name: value for name, value in request.items() if value is not None}
     body.pop("stream", None)
     if service == "chat":
-        make_plain(body, refused(features))
+        make_plain(body, dict(part for feature, part in _PARTS.items() if features and feature not in features))
     elif service == "rerank":
         body["documents"] = document_texts(request)
         body.pop("top_n", None)  # `ranked_answer` sorts before it cuts
@@ -64,7 +61,7 @@ def json_body(body: dict[str, Any], *, stream: bool, whole: bool = False) -> byt
             body["stream_options"] = {"include_usage": True}
     else:
         body.pop("stream_options", None)
-    return request_json(body)
+    return write_request(body)
 
 
 def is_json(begin: bytes) -> bool:

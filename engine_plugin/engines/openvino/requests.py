@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
-from engine_plugin.openai_api.bodies import request_json
+from engine_plugin.jsontext import write_request
 from engine_plugin.openai_api.conversation import make_plain
 from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.pictures import picture_size
@@ -51,7 +51,7 @@ def upstream_body(service: str, request: dict[str, Any], largest: str = "", *, s
         body["documents"] = document_texts(request)
     elif service == "text-to-image":
         _picture(body, largest or _MAX_RESOLUTION)
-    return request_json(body)
+    return write_request(body)
 
 
 def _generation(body: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.requests import upstream_request
 from engine_plugin.engines.llamacpp.server import complaint_error
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
-from engine_plugin.openai_api.bodies import request_json
+from engine_plugin.jsontext import write_request
 from engine_plugin.transport.answers import Complaint
 
 
@@ -24,7 +24,7 @@ def body(service: str, request: dict[str, Any], *, stream: bool = False) -> dict
 
 
 def sent(service: str, request: dict[str, Any], *, stream: bool = False) -> bytes:
-    return request_json(upstream_request(service, request, stream=stream))
+    return write_request(upstream_request(service, request, stream=stream))
 
 
 def tool(name: str) -> dict[str, Any]:
