@@ -114,7 +114,10 @@ def write_json(value: Any) -> bytes:
 
 def write_request(value: Any) -> bytes:
     """Like `write_json`, for values with pictures or sound in base64: long texts without escapes are copied, since
-    the encoder would block other threads for a second per 100 MB. Raises InvalidRequestError for too deep a nesting."""
+    the encoder would block other threads for a second per 100 MB.
+
+    Raises InvalidRequestError for too deep a nesting.
+    """
     long: dict[bytes, bytes] = {}
     try:
         data = write_json(_set_apart(value, long))
