@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama.answers import (
@@ -162,14 +161,10 @@ class ChoiceWriter:
     def _finish(self, line: dict[str, Any]) -> bytes:
         reason = finish_reason(line, called=self._calls > 0)
         speed = timings(line)
-        return self._event({}, self._logprobs, reason, {"timings": speed} if speed else {})
+        return self._event({}, self._logprobs, reason, **({"timings": speed} if speed else {}))
 
     def _event(
-        self,
-        delta: dict[str, Any],
-        logprobs: Sequence[dict[str, Any]] = (),
-        reason: str | None = None,
-        more: Mapping[str, Any] = MappingProxyType({}),
+        self, delta: dict[str, Any], logprobs: Sequence[dict[str, Any]] = (), reason: str | None = None, **more: Any
     ) -> bytes:
         choice: dict[str, Any] = {"index": self._index}
         choice |= {"delta": delta} if self._service == "chat" else {"text": ""} | delta

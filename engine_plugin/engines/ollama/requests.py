@@ -197,8 +197,8 @@ def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> 
         body.pop("tools", None)
         return
     if isinstance(choice, dict):
-        name = _tool_name(choice)
-        body["tools"] = [tool for tool in body["tools"] if _tool_name(tool) == name]
+        name = _function_of(choice).get("name")
+        body["tools"] = [tool for tool in body["tools"] if _function_of(tool).get("name") == name]
         if name is None or not body["tools"]:
             raise InvalidRequestError.at("tool_choice", f"the function {name!r} is not in tools")
     if choice not in (None, "auto"):
@@ -211,9 +211,10 @@ def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> 
         )
 
 
-def _tool_name(tool: Any) -> Any:
+def _function_of(tool: Any) -> dict[str, Any]:
+    """The function of a tool or a call; {} for anything else."""
     function = tool.get("function") if isinstance(tool, dict) else None
-    return function.get("name") if isinstance(function, dict) else None
+    return function if isinstance(function, dict) else {}
 
 
 @lru_cache(1024)
@@ -365,8 +366,8 @@ def _calls(calls: Any, place: str, names: dict[str, str]) -> list[dict[str, Any]
         raise InvalidRequestError.at(place, "must be a list")
     native: list[dict[str, Any]] = []
     for index, call in enumerate(calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        function = _function_of(call)
+        if not isinstance(function.get("name"), str):
             raise InvalidRequestError.at(f"{place}[{index}].function", "must be an object with a name and arguments")
         arguments = call_arguments(function.get("arguments"), f"{place}[{index}].function.arguments")
         converted: dict[str, Any] = {"function": {"index": index, "name": function["name"], "arguments": arguments}}
