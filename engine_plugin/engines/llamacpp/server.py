@@ -193,11 +193,8 @@ class LlamaCppServer(ServerProcess):
     async def prove(self) -> None:
         """Send it a real request, because /health answers 200 before the first computation."""
         service, request = _PROBES[self.model.kind]
-        probe = self.http().request("POST", PATHS[service], json.dumps(request).encode())
-        async with asyncio.timeout(_PROBE_TIMEOUT), probe as response:
-            body = await response.read(ERROR_LIMIT)
-            if response.status != 200:
-                raise complaint_error(Complaint.of_body(response.status, body))
+        async with asyncio.timeout(_PROBE_TIMEOUT), self.post(service, json.dumps(request).encode()) as response:
+            await response.read(ERROR_LIMIT)
         capabilities, templates = parse_properties(await self._properties())
         self._on_capabilities(self.model, capabilities)
         await self.set_templates(templates)

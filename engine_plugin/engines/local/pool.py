@@ -60,16 +60,14 @@ ServerT = TypeVar("ServerT", bound=ModelServer)
 
 
 class _Entry(Generic[ServerT]):
-    """A model's server and who uses it. `leaving` entries take no new users; `gone` is set at their end."""
+    """A model's server and who uses it. It takes no new users while it is `retiring`."""
 
     def __init__(self, server: ServerT) -> None:
         self.server = server
         self.users = 0
         self.last_used = time.monotonic()
-        self.leaving = False
         self.idle = asyncio.Event()
         self.idle.set()
-        self.gone = asyncio.Event()
         self.retiring: asyncio.Task[None] | None = None
 
 
@@ -170,8 +168,8 @@ class ModelPool(Generic[ServerT]):
                 if model.name in self._entries:
                     continue
                 entry = self._entries[model.name] = _Entry(self._make(model))
-            elif entry.leaving:
-                await entry.gone.wait()
+            elif entry.retiring is not None:
+                await asyncio.wait({entry.retiring})
                 continue
             elif entry.server.dead and entry.server.model != model:
                 await self._retire(entry, self._drain_timeout)  # another file has this name now
@@ -195,13 +193,12 @@ class ModelPool(Generic[ServerT]):
 
     def _of_no_use(self, entry: _Entry[ServerT]) -> bool:
         """Whether it may be dropped without being closed: it serves nothing, and no request starts it."""
-        return entry.server.dead and not entry.users and not entry.leaving
+        return entry.server.dead and not entry.users and entry.retiring is None
 
     def _forget(self, name: str, entry: _Entry[ServerT]) -> None:
         if self._entries.get(name) is entry:
             del self._entries[name]
             entry.server.clean_up()
-            entry.gone.set()
 
     def _has_room(self, model: StoredModel) -> bool:
         taken = sum(entry.server.model.size for entry in self._entries.values())
@@ -220,18 +217,14 @@ class ModelPool(Generic[ServerT]):
                 self._forget(name, entry)
         if self._has_room(model):
             return True
-        staying = [entry for entry in self._entries.values() if not entry.leaving]
+        staying = [entry for entry in self._entries.values() if entry.retiring is None]
         if staying:
             victim = min(staying, key=lambda entry: (entry.users > 0, entry.last_used))
             log.info("evicting %s to make room", victim.server.model.name)
             await self._retire(victim, self._drain_timeout)
         else:
-            waits = [asyncio.create_task(entry.gone.wait()) for entry in self._entries.values()]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
+            retiring = [entry.retiring for entry in self._entries.values() if entry.retiring is not None]
+            await asyncio.wait(retiring, return_when=asyncio.FIRST_COMPLETED)
         return False
 
     async def _retire(self, entry: _Entry[ServerT], patience: float) -> None:
@@ -239,7 +232,6 @@ class ModelPool(Generic[ServerT]):
         if entry.retiring is not None and patience == 0:
             entry.idle.set()  # ends a drain that is under way
         if entry.retiring is None:
-            entry.leaving = True
             entry.retiring = asyncio.create_task(self._end(entry, patience))
         await asyncio.shield(entry.retiring)
 
