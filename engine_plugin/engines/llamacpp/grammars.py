@@ -80,7 +80,7 @@ def _check_schema(field: str, root: dict[str, Any], totals: Counter[str]) -> Non
         _require(field, what, totals[what], most)
 
     add("characters", len(json.dumps(root, ensure_ascii=False)), _MAX_CHARACTERS)
-    alternatives = _Alternatives(root)
+    known: dict[int, int] = {}
     waiting: list[Any] = [root]
     while waiting:
         one = waiting.pop()
@@ -91,7 +91,7 @@ def _check_schema(field: str, root: dict[str, Any], totals: Counter[str]) -> Non
             choices = [one[key] for key in ("enum", "anyOf", "oneOf") if isinstance(one.get(key), list)]
             add("values in enum, anyOf and oneOf", sum(map(len, choices)), _MAX_ALTERNATIVES)
             _check_limits(field, one)
-            _require(field, "alternatives behind references", alternatives.count(one), _MAX_ALTERNATIVES)
+            _require(field, "alternatives behind references", _alternatives(one, root, known), _MAX_ALTERNATIVES)
             waiting += one.values()
 
 
@@ -108,32 +108,27 @@ def _check_limits(field: str, schema: dict[str, Any]) -> None:
             raise InvalidRequestError.at(field, f"{least} ({low}) exceeds {most} ({high})")
 
 
-class _Alternatives:
-    """Counts the alternatives for the first character of a value."""
+def _alternatives(schema: Any, root: dict[str, Any], known: dict[int, int]) -> int:
+    """The alternatives for the first character of a value; 1 for a schema that refers to itself directly, which
+    llama.cpp rejects. `known` has those of the schemas of `root` that were counted, by their identity.
+    """
+    if not isinstance(schema, dict):
+        return 1
+    key, reference = id(schema), schema.get("$ref")
+    if key not in known:
+        known[key] = 1
+        among = [schema[name] for name in ("anyOf", "oneOf") if isinstance(schema.get(name), list)]
+        total = sum(_alternatives(one, root, known) for inner in among for one in inner)
+        if isinstance(reference, str):
+            total += _alternatives(_resolve(root, reference), root, known)
+        known[key] = max(total, 1)
+    return known[key]
 
-    def __init__(self, root: dict[str, Any]) -> None:
-        self._root = root
-        self._known: dict[int, int] = {}
 
-    def count(self, schema: Any) -> int:
-        """The alternatives of a schema; 1 for one that refers to itself directly, which llama.cpp rejects."""
-        if not isinstance(schema, dict):
-            return 1
-        key = id(schema)
-        if key not in self._known:
-            self._known[key] = 1
-            inner = [schema[name] for name in ("anyOf", "oneOf") if isinstance(schema.get(name), list)]
-            total = sum(self.count(one) for among in inner for one in among)
-            if isinstance(schema.get("$ref"), str):
-                total += self.count(self._resolve(schema["$ref"]))
-            self._known[key] = max(total, 1)
-        return self._known[key]
-
-    def _resolve(self, reference: str) -> Any:
-        found: Any = self._root
-        for step in reference.removeprefix("#/").split("/"):
-            found = found.get(step) if isinstance(found, dict) else None
-        return found
+def _resolve(root: Any, reference: str) -> Any:
+    for step in reference.removeprefix("#/").split("/"):
+        root = root.get(step) if isinstance(root, dict) else None
+    return root
 
 
 def _require(field: str, what: str, count: int, most: int) -> None:

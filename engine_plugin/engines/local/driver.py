@@ -443,14 +443,12 @@ class Driver(Engine, Generic[ServerT]):
         """
         room, space = memory.room(), memory.address_space()
         if process + weights > room.free:
-            raise catalogue.MEMORY_INSUFFICIENT.error(
-                model=model.name, needed=byte_size(process + weights), limit=room
-            )
-        if 0 < space < process + model.size:
-            limit = f"ulimit -v lets each process have {byte_size(space)}"
-            raise catalogue.MEMORY_INSUFFICIENT.error(
-                model=model.name, needed=byte_size(process + model.size), limit=limit
-            )
+            needed, limit = process + weights, str(room)
+        elif 0 < space < process + model.size:
+            needed, limit = process + model.size, f"ulimit -v lets each process have {byte_size(space)}"
+        else:
+            return
+        raise catalogue.MEMORY_INSUFFICIENT.error(model=model.name, needed=byte_size(needed), limit=limit)
 
     def _use_unix_sockets(self) -> bool:
         wanted = self._options.transport
