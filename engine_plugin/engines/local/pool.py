@@ -68,6 +68,9 @@ class _Entry(Generic[ServerT]):
         self.last_used = time.monotonic()
         self.idle = asyncio.Event()
         self.idle.set()
+        self.gone = asyncio.Event()
+        """Set at its end, before the caller that evicted it goes on: requests that wait for the model come first, and
+        are served together."""
         self.retiring: asyncio.Task[None] | None = None
 
 
@@ -169,7 +172,7 @@ class ModelPool(Generic[ServerT]):
                     continue
                 entry = self._entries[model.name] = _Entry(self._make(model))
             elif entry.retiring is not None:
-                await asyncio.wait({entry.retiring})
+                await entry.gone.wait()
                 continue
             elif entry.server.dead and entry.server.model != model:
                 await self._retire(entry, self._drain_timeout)  # another file has this name now
@@ -199,6 +202,7 @@ class ModelPool(Generic[ServerT]):
         if self._entries.get(name) is entry:
             del self._entries[name]
             entry.server.clean_up()
+            entry.gone.set()
 
     def _has_room(self, model: StoredModel) -> bool:
         taken = sum(entry.server.model.size for entry in self._entries.values())
