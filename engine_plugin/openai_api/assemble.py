@@ -36,38 +36,23 @@ def assembled(service: str, blocks: Iterable[bytes], request: Mapping[str, Any])
 
 def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> dict[str, Any]:
     """A chat.completion from chat.completion.chunk events. `choices_each`: the request's `n`."""
-    messages: dict[int, dict[str, Any]] = {}
-
-    def add(index: int, choice: dict[str, Any]) -> None:
-        message = messages.setdefault(index, {"role": "assistant", "content": ""})
-        _add_delta(message, choice.get("delta") or {})
-
-    answer, choices = _gather(events, add, choices_each)
-    for index, choice in choices.items():
-        choice["message"] = messages.get(index, {"role": "assistant", "content": ""})
-    answer["object"] = "chat.completion"
-    return _with_choices(answer, choices)
+    answer = _gather(events, lambda choice: choice.get("delta") or {}, choices_each)
+    return answer | {"object": "chat.completion"}
 
 
 def text_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> dict[str, Any]:
     """A text_completion from text_completion events. `choices_each`: the request's `n`."""
-    texts: dict[int, list[str]] = {}
-
-    def add(index: int, choice: dict[str, Any]) -> None:
-        texts.setdefault(index, []).append(choice.get("text") or "")
-
-    answer, choices = _gather(events, add, choices_each)
-    for index, choice in choices.items():
-        choice["text"] = "".join(texts.get(index, ()))
+    answer = _gather(events, lambda choice: {"content": choice.get("text") or ""}, choices_each)
+    for choice in answer["choices"]:
+        choice["text"] = choice.pop("message")["content"]
         choice.setdefault("logprobs", None)
-    answer["object"] = "text_completion"
-    return _with_choices(answer, choices)
+    return answer | {"object": "text_completion"}
 
 
 def _gather(
-    events: Iterable[dict[str, Any]], add: Callable[[int, dict[str, Any]], None], choices_each: int
-) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """Everything but the choices' texts, which `add(index, choice)` collects."""
+    events: Iterable[dict[str, Any]], delta_of: Callable[[dict[str, Any]], dict[str, Any]], choices_each: int
+) -> dict[str, Any]:
+    """The answer, with a message for each choice: the sum of what `delta_of` finds in the choice's events."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     usages: list[dict[str, Any]] = []
@@ -82,15 +67,18 @@ def _gather(
                 usages.append(event["usage"])
             for choice in event.get("choices") or ():
                 index = choice.get("index", 0)
-                add(index, choice)
-                _add_choice(choices.setdefault(index, {"finish_reason": None, "index": index}), choice)
+                message = {"role": "assistant", "content": ""}
+                known = choices.setdefault(index, {"finish_reason": None, "index": index, "message": message})
+                _add_delta(known["message"], delta_of(choice))
+                _add_choice(known, choice)
         if usages:
             answer["usage"] = usages[0] if len(usages) == 1 else _sum_usage(usages, choices_each)
+        answer["choices"] = [choices[index] for index in sorted(choices)]
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise BadGatewayError(f"the engine's stream is not understood: {error!r}") from error
     if not choices:
         raise BadGatewayError("the engine's stream ended without an answer")
-    return answer, choices
+    return answer
 
 
 def _add_choice(known: dict[str, Any], choice: dict[str, Any]) -> None:
@@ -137,11 +125,3 @@ def _sum_usage(usages: list[dict[str, Any]], choices_each: int) -> dict[str, Any
     completion = sum(usage.get("completion_tokens") or 0 for usage in usages)
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return usages[0] | counts
-
-
-def _with_choices(answer: dict[str, Any], choices: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    try:
-        answer["choices"] = [choices[index] for index in sorted(choices)]
-    except TypeError as error:
-        raise BadGatewayError(f"the engine's choices cannot be told apart: {list(choices)!r:.200}") from error
-    return answer

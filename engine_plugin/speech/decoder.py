@@ -227,12 +227,8 @@ class Decoder:
     async def stream(self, audio_format: str, rate: int, channels: int) -> AsyncIterator[DecodedStream]:
         """Decode audio as it arrives. `audio_format` is one of FORMATS; `rate` and `channels` describe raw samples.
 
-        Raises InvalidRequestError for an unknown format, UnavailableError at the limit `max_live`.
+        Raises UnavailableError at the limit `max_live`.
         """
-        if audio_format not in FORMATS:
-            raise InvalidRequestError.at(
-                "format", f"{audio_format[:40]!r} is unknown; use one of {', '.join(FORMATS)}"
-            )
         if self._streams >= self._limits.max_live:
             raise UnavailableError(
                 f"{self._streams} live streams are being decoded, the limit of engine.audio.max_live in plugin.yaml. "
