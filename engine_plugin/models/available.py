@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from engine_plugin.download.events import ChunkProgress, Status
+from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.models.flights import PullFlights
 from engine_plugin.models.info import can_serve
 from engine_plugin.models.request import PullRequest
 
@@ -61,22 +62,10 @@ class AvailableModels:
             log.debug("cannot list the available models: %s", error)
 
 
-class _Wait:
-    """The calls that wait for one model. Each step of the pull is reported once."""
+class _Missing(NamedTuple):
+    """The plan of a pull that a call needs."""
 
-    def __init__(self, tell: Callable[[str | ChunkProgress], None]) -> None:
-        self.callers = 0
-        self._tell = tell
-        self._told: set[str] = set()
-
-    def tell(self, event: PullEvent | str) -> None:
-        if isinstance(event, ChunkProgress):  # `_tell` limits their rate
-            self._tell(event)
-        elif isinstance(event, Status | str):
-            text = event if isinstance(event, str) else event.text
-            if text not in self._told:
-                self._told.add(text)
-                self._tell(text)
+    name: str
 
 
 class MissingModels:
@@ -90,7 +79,7 @@ class MissingModels:
         """`pull` is the engine's; `teller` returns a callback for the steps and the progress of one pull."""
         self._pull = pull
         self._teller = teller
-        self._waiting: dict[str, _Wait] = {}
+        self._flights: PullFlights[_Missing] = PullFlights(self._run, key=str)
 
     async def fetch(self, name: str) -> None:
         """Pull a model, or wait for the pull that another call began.
@@ -98,17 +87,26 @@ class MissingModels:
         A cancelled caller leaves the pull to the others; the last one cancels it, and a later pull resumes. Raises
         what the pull raises.
         """
-        wait = self._waiting.get(name)
-        if wait is None:
-            wait = self._waiting[name] = _Wait(self._teller())
-        wait.callers += 1
-        try:
-            wait.tell(f"pulling {name}, which a call needs")
-            async with aclosing(self._pull(PullRequest(model=name))) as events:
-                async for event in events:
-                    wait.tell(event)
-            wait.tell(f"pulled {name}")
-        finally:
-            wait.callers -= 1
-            if not wait.callers:
-                del self._waiting[name]
+
+        async def plan() -> _Missing:
+            return _Missing(name)
+
+        async with aclosing(self._flights.pull(plan)) as events:
+            async for _ in events:
+                pass  # `_run` tells them once for all callers
+
+    async def _run(self, plan: _Missing, _publish: Callable[[PullEvent], None]) -> Success:
+        tell, told = self._teller(), set()
+        tell(f"pulling {plan.name}, which a call needs")
+        success = Success(plan.name, 0, "")
+        async with aclosing(self._pull(PullRequest(model=plan.name))) as events:
+            async for event in events:
+                if isinstance(event, ChunkProgress):  # `tell` limits their rate
+                    tell(event)
+                elif isinstance(event, Status) and event.text not in told:
+                    told.add(event.text)
+                    tell(event.text)
+                elif isinstance(event, Success):
+                    success = event
+        tell(f"pulled {plan.name}")
+        return success
