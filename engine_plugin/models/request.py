@@ -236,7 +236,7 @@ class FileSources(Sources):
             raise InvalidRequestError.at(where, f"{scheme[:32]}:// is not supported. A pull takes {self.takes}.")
         else:
             return None
-        parts = _parts(source, where)
+        parts = _parts(source, file, where)
         if parts is not None:
             file = whole_name(file)
         stem = file[: -len(self._suffix)] if file.lower().endswith(self._suffix) else file
@@ -361,9 +361,8 @@ def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str,
     return source, source.file_name, _sha256(digest, where)
 
 
-def _parts(source: LocalSource | HttpSource, where: str) -> PartsSource | None:
-    """All parts of the model of which a source is one; None for a whole model. Stats local files."""
-    file = source.path.name if isinstance(source, LocalSource) else source.file_name
+def _parts(source: LocalSource | HttpSource, file: str, where: str) -> PartsSource | None:
+    """All parts of the model of which a source, named `file`, is one; None for a whole model. Stats local files."""
     try:
         names = part_names(file)
     except GgufError as error:
