@@ -84,7 +84,7 @@ class ProgressReport:
 
 @dataclass(eq=False)
 class Fetch:
-    """One download into one open partial. `run` is called once."""
+    """One download into one partial. `run` is called once."""
 
     source: HttpSource
     partial: Partial
@@ -114,7 +114,19 @@ class Fetch:
         return self.wanted or self._named
 
     async def run(self) -> None:
-        """Download the whole file. Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError."""
+        """Download the whole file, and sync the partial; an empty one is deleted.
+
+        Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError.
+        """
+        try:
+            async with self.partial.opened():
+                await self._fill()
+                await in_thread(self.partial.sync)
+        finally:
+            if not self.partial.size:
+                await in_thread(self.partial.discard)
+
+    async def _fill(self) -> None:
         await self._prepare()
         if self.partial.size and self.partial.size == self.partial.state.total and self._verified():
             self.validator = self.partial.state.validator

@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from engine_plugin.manifest import platform_key
 from engine_plugin.system.files import in_thread, private_folder, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
@@ -214,13 +214,13 @@ class Downloads:
     async def _download(self, source: HttpSource, archive: Archive, progress: Progress) -> Path:
         name = source.file_name
         expected = await self._expected_digest(archive, name, [_digest_url(archive.url)], progress)
-        async with self._downloaded(source, name, progress, expected, archive.size) as partial:
-            digest = partial.hexdigest()
-            if not expected or digest == expected:
-                return partial.path
-            await in_thread(partial.discard)
-            fix = "The download was deleted. Try again; if the error persists, correct the digest or the source"
-            raise _mismatch(source.label, digest, expected, fix)
+        partial = await self._downloaded(source, name, progress, expected, archive.size)
+        digest = partial.hexdigest()
+        if not expected or digest == expected:
+            return partial.path
+        await in_thread(partial.discard)
+        fix = "The download was deleted. Try again; if the error persists, correct the digest or the source"
+        raise _mismatch(source.label, digest, expected, fix)
 
     async def _expected_digest(
         self, archive: Archive, name: str, candidates: Sequence[str], progress: Progress
@@ -248,12 +248,10 @@ class Downloads:
         if isinstance(source, Path):
             return await in_thread(_head, source) if source.is_file() else b""
         try:
-            async with (
-                asyncio.timeout(_CHECKSUMS_TIMEOUT),
-                self._downloaded(source, "checksums", progress, limit=CHECKSUMS_LIMIT) as partial,
-            ):
+            async with asyncio.timeout(_CHECKSUMS_TIMEOUT):
+                partial = await self._downloaded(source, "checksums", progress, limit=CHECKSUMS_LIMIT)
                 try:
-                    return await in_thread(_head, partial.path)
+                    return await in_thread(_head, partial.path) if partial.size else b""
                 finally:
                     await in_thread(partial.discard)
         except TimeoutError:
@@ -266,11 +264,10 @@ class Downloads:
                 raise
             return b""
 
-    @asynccontextmanager
     async def _downloaded(
         self, source: HttpSource, name: str, progress: Progress, sha256: str = "", size: int = 0, limit: int = 0
-    ) -> AsyncIterator[Partial]:
-        """Download a file into an open partial, which is kept after a failure.
+    ) -> Partial:
+        """Download a file into a partial, which is kept after a failure.
 
         A file with a `limit` in bytes is small, so its bytes are not reported.
         """
@@ -284,18 +281,11 @@ class Downloads:
 
         try:
             await in_thread(private_folder, self.folder)
-            async with partial.opened():
-                report = ProgressReport(publish, sha256)
-                fetch = Fetch(source, partial, report, self.policy, wanted=sha256, size=size, limit=limit)
-                try:
-                    await fetch.run()
-                    await in_thread(partial.sync)
-                    yield partial
-                finally:
-                    if not partial.size:
-                        await in_thread(partial.discard)
+            report = ProgressReport(publish, sha256)
+            await Fetch(source, partial, report, self.policy, wanted=sha256, size=size, limit=limit).run()
         except OSError as error:
             raise disk_error(error, self.folder, partial.size, partial.state.total) from error
+        return partial
 
 
 def _parse(url: str) -> HttpSource | Path:

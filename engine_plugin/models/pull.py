@@ -163,17 +163,6 @@ class Pull(ABC):
             finally:
                 self.progress.at(partial.size, total)
 
-    async def _fetch(self, fetch: Fetch) -> None:
-        """Run a download, and sync its partial. An empty one is deleted."""
-        partial = fetch.partial
-        try:
-            async with partial.opened():
-                await fetch.run()
-                await in_thread(partial.sync)
-        finally:
-            if not partial.size:
-                await in_thread(partial.discard)
-
     async def _keep(self, files: Sequence[RemoteFile]) -> dict[str, str]:
         """The SHA-256 of each complete file in the staging that is the listed one. Deletes the others."""
         here = await in_thread(self.left.prepare, [file.path for file in files])
@@ -207,8 +196,7 @@ class Pull(ABC):
         """
         partial = self.left.arriving(file.path)
         policy, insecure = self.policy, self.plan.insecure
-        fetch = Fetch(source, partial, self.progress, policy, insecure, wanted=file.sha256, size=file.size)
-        await self._fetch(fetch)
+        await Fetch(source, partial, self.progress, policy, insecure, wanted=file.sha256, size=file.size).run()
         digest = partial.hexdigest()
         found, wanted = f"sha256:{digest}", f"sha256:{file.sha256 or digest}"
         if file.blob:

@@ -45,7 +45,7 @@ class FilePull(Pull):
     async def _pull(self) -> Success:
         partial, wanted, insecure = self.left.file, self.plan.sha256, self.plan.insecure
         fetch = Fetch(self.source, partial, self.progress, self.policy, insecure, wanted, present=self._is_present)
-        await self._fetch(fetch)
+        await fetch.run()
         if fetch.skipped:
             return await self._already()
         self.publish(Status("verifying sha256"))
