@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections import deque
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from engine_plugin.errors import BadGatewayError, UnavailableError
@@ -128,9 +129,6 @@ class _Connection(asyncio.Protocol):
             self._waiter = None
         return len(self.buffer) > before
 
-    def write(self, data: bytes) -> None:
-        self.transport.write(data)
-
     @property
     def usable(self) -> bool:
         return not self.ended and not self.buffer and not self.transport.is_closing()
@@ -139,6 +137,7 @@ class _Connection(asyncio.Protocol):
         self.transport.abort()
 
 
+@dataclass(eq=False, repr=False)
 class Http1Client:
     """An HTTP client for one engine process.
 
@@ -150,34 +149,29 @@ class Http1Client:
     retried `connect_retries` times, after `backoff` seconds, doubled each time.
     """
 
-    def __init__(
-        self,
-        address: str | tuple[str, int],
-        headers: Mapping[str, str] | None = None,
-        *,
-        tls: ssl.SSLContext | None = None,
-        resend: bool = True,
-        connect_retries: int = 0,
-        backoff: float = 0.25,
-    ) -> None:
-        self._address = address
-        self._tls = tls
-        self._resend = resend
-        self._connect_retries = connect_retries
-        self._backoff = backoff
-        host = "localhost" if isinstance(address, str) else _host_field(*address, tls=tls is not None)
-        lines = [f"host: {host}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+    address: str | tuple[str, int]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    _: KW_ONLY
+    tls: ssl.SSLContext | None = None
+    resend: bool = True
+    connect_retries: int = 0
+    backoff: float = 0.25
+    heard: bool = field(default=False, init=False)
+    """Set whenever the engine sends bytes; the watcher clears it."""
+
+    def __post_init__(self) -> None:
+        address = self.address
+        host = "localhost" if isinstance(address, str) else _host_field(*address, tls=self.tls is not None)
+        lines = [f"host: {host}", *(f"{name}: {value}" for name, value in self.headers.items())]
         self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
         self._idle: deque[_Connection] = deque()
-        self.heard = False
-        """Set whenever the engine sends bytes; the watcher clears it."""
 
     def request(
         self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
     ) -> Response:
         """Prepare one exchange with the engine; nothing is sent yet."""
         head = f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + self._common
-        over_idle = self._resend or method in _SAFE_METHODS
+        over_idle = self.resend or method in _SAFE_METHODS
         if body is None:
             return Response(self, head + b"\r\n", over_idle=over_idle)
         fields = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -198,7 +192,7 @@ class Http1Client:
         return None
 
     def _give_back(self, connection: _Connection) -> None:
-        if not self._resend and len(self._idle) >= _SPARE:
+        if not self.resend and len(self._idle) >= _SPARE:
             connection.abort()
             return
         connection.idle_since = time.monotonic()
@@ -208,8 +202,8 @@ class Http1Client:
 
     async def _connect(self) -> _Connection:
         """Open a connection. Raises UnavailableError, with the OSError as its cause."""
-        pause = self._backoff
-        for left in range(self._connect_retries, -1, -1):
+        pause = self.backoff
+        for left in range(self.connect_retries, -1, -1):
             try:
                 async with asyncio.timeout(_CONNECT_TIMEOUT):
                     return await self._connect_once()
@@ -225,15 +219,15 @@ class Http1Client:
 
     async def _connect_once(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        if isinstance(self._address, str):
-            return (await loop.create_unix_connection(lambda: _Connection(self), self._address))[1]
-        host, port = self._address
-        name = host if self._tls is not None else None
+        if isinstance(self.address, str):
+            return (await loop.create_unix_connection(lambda: _Connection(self), self.address))[1]
+        host, port = self.address
+        name = host if self.tls is not None else None
         errors: list[OSError] = []
         for address in await _addresses(host, port):  # one by one: asyncio would hide which address refused
             try:
                 made = await loop.create_connection(
-                    lambda: _Connection(self), address, port, ssl=self._tls, server_hostname=name
+                    lambda: _Connection(self), address, port, ssl=self.tls, server_hostname=name
                 )
             except OSError as error:
                 errors.append(error)
@@ -313,7 +307,7 @@ class Response(HttpResponse):
 
     async def _exchange(self, connection: _Connection) -> bool:
         self._connection = connection
-        connection.write(self._message)
+        connection.transport.write(self._message)
         room = _MAX_HEAD
         while True:
             first = bytes(connection.buffer[: len(_FIRST_BYTES)])

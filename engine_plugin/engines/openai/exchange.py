@@ -13,7 +13,7 @@ from engine_plugin.engines.openai.errors import (
     is_about_path,
     other_error,
 )
-from engine_plugin.engines.openai.requests import as_stream, is_json
+from engine_plugin.engines.openai.requests import as_stream
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
 from engine_plugin.jsontext import answer_object, write_json
 from engine_plugin.models.info import KIND_OF_SERVICE
@@ -58,7 +58,7 @@ class PeekedResponse(HttpResponse):
         first = b""
         while not first.strip() and (more := await response.read_some()):
             first = (first + more).lstrip()
-        return cls(response, first, is_whole=is_json(first))
+        return cls(response, first, is_whole=first[:1] in (b"{", b"["))
 
     async def read_some(self) -> bytes:
         first, self._first = self._first, b""

@@ -14,7 +14,7 @@ from engine_plugin.transport.sse import DONE, event_of
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["PATHS", "STREAMED", "as_stream", "is_json", "json_body", "request_body"]
+__all__ = ["PATHS", "STREAMED", "as_stream", "json_body", "request_body"]
 
 PATHS = {
     "chat": "/chat/completions",
@@ -62,11 +62,6 @@ def json_body(body: dict[str, Any], *, stream: bool, whole: bool = False) -> byt
     else:
         body.pop("stream_options", None)
     return write_request(body)
-
-
-def is_json(begin: bytes) -> bool:
-    """Whether an answer that begins with `begin` is JSON rather than a stream."""
-    return begin[:1] in (b"{", b"[")
 
 
 def as_stream(answer: bytes, *, usage: bool) -> bytes:
