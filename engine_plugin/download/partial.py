@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.system.files import BLOCK, in_thread, private_folder, read_json, take_lock, write_json
+from engine_plugin.system.files import hash_rest, in_thread, private_folder, read_json, take_lock, write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -144,11 +144,8 @@ class Partial:
 
     async def resume(self) -> None:
         """Keep the bytes of an earlier attempt, and read them for the running digest."""
-        while await in_thread(self._hash_block):
-            pass
-
-    def _hash_block(self) -> int:
-        block = self._opened().read(BLOCK)
-        self._digest.update(block)
-        self.size += len(block)
-        return len(block)
+        file = self._opened()
+        self.size = os.fstat(
+            file.fileno()
+        ).st_size  # known at once, because an empty partial is deleted after a cancel
+        self.size = await hash_rest(file, self._digest)

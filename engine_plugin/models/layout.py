@@ -26,8 +26,7 @@ from engine_plugin.download.partial import Partial
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.names import is_model_name, other_case
 from engine_plugin.system.files import (
-    BLOCK,
-    in_thread,
+    hash_rest,
     opened,
     private_folder,
     sha256_of,
@@ -457,13 +456,5 @@ async def digests_of(path: Path) -> tuple[str, str]:
     async with opened(path) as file:
         sha256 = hashlib.sha256()
         blob = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
-
-        def step() -> int:
-            block = file.read(BLOCK)
-            sha256.update(block)
-            blob.update(block)
-            return len(block)
-
-        while await in_thread(step):
-            pass
+        await hash_rest(file, sha256, blob)
     return sha256.hexdigest(), blob.hexdigest()

@@ -33,6 +33,7 @@ __all__ = [
     "BLOCK",
     "LARGEST_JSON",
     "LFS_POINTER",
+    "hash_rest",
     "in_thread",
     "load_json",
     "make_private",
@@ -304,12 +305,20 @@ async def sha256_of(path: Path) -> str:
     """`sha256:…` of a file, read block by block in threads. Raises OSError."""
     digest = hashlib.sha256()
     async with opened(path) as file:
-        while await in_thread(_hash_block, file, digest):
-            pass
+        await hash_rest(file, digest)
     return f"sha256:{digest.hexdigest()}"
 
 
-def _hash_block(file: FileIO, digest: hashlib._Hash) -> int:
-    block = file.read(BLOCK)
-    digest.update(block)
-    return len(block)
+async def hash_rest(file: FileIO, *digests: hashlib._Hash) -> int:
+    """Hash the rest of an open file, block by block in threads. Returns the bytes that it has. Raises OSError."""
+
+    def step() -> int:
+        block = file.read(BLOCK)
+        for digest in digests:
+            digest.update(block)
+        return len(block)
+
+    size = 0
+    while read := await in_thread(step):
+        size += read
+    return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.partial import Partial
 from engine_plugin.errors import ModelNotFoundError, PullError
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.models.fakes import Inspector, digest_of, files_below, pull
@@ -283,6 +285,19 @@ async def test_damaged_state_starts_over(store: ModelStore, server: FileServer, 
         assert (await pull(store, PullRequest(server.url())))[-1] == success
         assert server.requests[-1].range == ""
         await store.delete("model")
+
+
+async def test_cancel_while_earlier_bytes_are_read_keeps_them(tmp_path: Path) -> None:
+    """A fetch deletes a partial that is empty when it ends."""
+    (tmp_path / "m.part").write_bytes(bytes(3000))
+    partial = Partial(tmp_path, "m")
+    async with partial.opened():
+        reading = asyncio.create_task(partial.resume())
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert partial.size == 3000
 
 
 async def test_delete_removes_what_an_interrupted_pull_left(
