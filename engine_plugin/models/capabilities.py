@@ -76,25 +76,17 @@ def resolve(
     `context_source` of `engine` and `file` is ignored. The features always have that of the kind. Only a chat model
     has the context length of a family or an estimate.
     """
-    said: list[tuple[str, Capabilities]] = []
     override = override_for(name, overrides)
-    if override is not None:
-        said.append(("configuration", Capabilities(override.capabilities, override.context_length)))
-    said += [(source, told) for source, told in (("engine", engine), ("file", file)) if told is not None]
+    configured = None if override is None else Capabilities(override.capabilities, override.context_length)
+    said = {"configuration": configured, "engine": engine, "file": file}
     if kind == "chat":
-        said += _guesses(name, family, parameter_size)
-    features = next((told.features for _, told in said if told.features), ())
-    source, context = next(
-        ((source, told.context_length) for source, told in said if told.context_length > 0), ("", 0)
-    )
-    return Capabilities(_ordered({*features, FEATURE_OF_KIND.get(kind, "completion")}), context, source)
-
-
-def _guesses(name: str, family: str, parameter_size: str) -> list[tuple[str, Capabilities]]:
-    found = family_of(name, family)
-    size = parameters_of(parameter_size) or parameters_of(name)
-    known = [] if found is None else [("family", found)]
-    return [*known, ("estimate", Capabilities((), estimated_context(size)))]
+        size = parameters_of(parameter_size) or parameters_of(name)
+        said |= {"family": family_of(name, family), "estimate": Capabilities((), estimated_context(size))}
+    known = {source: told for source, told in said.items() if told is not None}
+    features = next((told.features for told in known.values() if told.features), ())
+    source = next((source for source, told in known.items() if told.context_length > 0), "")
+    length = known[source].context_length if source else 0
+    return Capabilities(_ordered({*features, FEATURE_OF_KIND.get(kind, "completion")}), length, source)
 
 
 def _ordered(features: Iterable[str]) -> tuple[str, ...]:
