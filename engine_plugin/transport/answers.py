@@ -80,11 +80,9 @@ class Complaint:
     def of_event(cls, block: bytes) -> Complaint:
         """Parse the error event at the start of `block`. Raises BadGatewayError for anything else."""
         error = next(iter(sse.event_data(block)), {}).get("error")
-        if isinstance(error, str):
-            return cls(500, error)
-        if not isinstance(error, dict):
+        if not isinstance(error, str | dict):
             raise BadGatewayError(f"the engine reported an error inside its stream: {block[:300]!r}")
-        code = error.get("code")
+        code = error.get("code") if isinstance(error, dict) else None
         return cls._of_error(code if isinstance(code, int) else 500, error)
 
     @classmethod

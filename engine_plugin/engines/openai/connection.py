@@ -37,24 +37,22 @@ class ServerConnection:
             return self.attachment.title
         return self.finder.named.url if self.finder.named is not None else "a server on this machine"
 
-    async def get(self, *, for_call: bool = True) -> AttachedServer:
-        """The server, inspected recently. `for_call`: raise EngineNotRunningError while disconnected.
+    async def get(self, *, fresh: bool = False, for_call: bool = True) -> AttachedServer:
+        """The server, inspected recently; with `fresh` now, since its models can change at any time.
 
-        Raises the errors of `ServerFinder.find`.
+        Raises the errors of `ServerFinder.find`, and with `for_call` EngineNotRunningError while disconnected.
         """
-        self._require_connected(for_call=for_call)
+        if for_call and self.is_released:
+            raise catalogue.ENGINE_NOT_RUNNING.error()
         found = self.attachment
-        return found if found is not None and not _is_stale(found) else await self._look()
-
-    async def listed(self, *, for_call: bool = True) -> AttachedServer:
-        """The server, inspected now: its models can change at any time. Raises like `get`."""
-        self._require_connected(for_call=for_call)
-        return await self._look()
+        if found is not None and not fresh and time.monotonic() - found.at < _STALE:
+            return found
+        return await self._finding.run(self._find)
 
     async def reconnect(self) -> None:
         """Find the server and allow calls again after `disconnect`. Raises the errors of `ServerFinder.find`."""
         self.is_released = False
-        await self._look()
+        await self.get(fresh=True)
 
     async def disconnect(self) -> None:
         """Disconnect until the next `reconnect`; running requests are broken off."""
@@ -74,13 +72,6 @@ class ServerConnection:
         if self.attachment is not attachment:
             attachment.http.close()
 
-    def _require_connected(self, *, for_call: bool) -> None:
-        if for_call and self.is_released:
-            raise catalogue.ENGINE_NOT_RUNNING.error()
-
-    async def _look(self) -> AttachedServer:
-        return await self._finding.run(self._find)
-
     async def _find(self) -> AttachedServer:
         before = self.attachment
         try:
@@ -95,7 +86,3 @@ class ServerConnection:
         if before is not None:
             before.http.close()
         return found
-
-
-def _is_stale(attachment: AttachedServer) -> bool:
-    return time.monotonic() - attachment.at >= _STALE

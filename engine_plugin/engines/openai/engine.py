@@ -143,7 +143,7 @@ class OpenAIEngine(Engine):
     # Models
 
     async def list_models(self) -> Sequence[ModelInfo]:
-        attachment = await self._connection.listed(for_call=False)
+        attachment = await self._connection.get(fresh=True, for_call=False)
         return [self._info(found) for found in attachment.info.models]
 
     async def running_models(self) -> Sequence[ModelInfo]:
@@ -162,7 +162,7 @@ class OpenAIEngine(Engine):
         return replace(found, kind=kind, capabilities=capabilities)
 
     async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        attachment = await self._connection.listed()
+        attachment = await self._connection.get(fresh=True)
         name = request.model
         here = attachment.model(name)
         if here is not None and not request.source:
@@ -204,7 +204,7 @@ class OpenAIEngine(Engine):
 
     async def load_model(self, name: str) -> None:
         """Send a small request if the server loads models on demand; other servers load them at their start."""
-        attachment = await self._connection.listed()
+        attachment = await self._connection.get(fresh=True)
         found = attachment.model(name)
         if found is None:
             raise model_missing(attachment, name)
@@ -226,7 +226,7 @@ class OpenAIEngine(Engine):
     async def default_model(self, service: str) -> str:
         wanted = KIND_OF_SERVICE.get(service, "")
         known = _first_of_kind((await self._connection.get()).info.models, wanted)
-        return known or _first_of_kind((await self._connection.listed()).info.models, wanted)
+        return known or _first_of_kind((await self._connection.get(fresh=True)).info.models, wanted)
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         if service in ("speech-to-text", "text-to-speech"):
@@ -296,7 +296,7 @@ class OpenAIEngine(Engine):
             async with self._admission.slots(1):
                 yield Exchange(self._connection, attachment, service, model)
         except ModelNotFoundError:
-            raise model_missing(await self._connection.listed(), model) from None
+            raise model_missing(await self._connection.get(fresh=True), model) from None
         except BrokenOffError as error:
             raise BadGatewayError(f"{attachment.title} {error.did}. Its log may show why. Try again") from error
         finally:
