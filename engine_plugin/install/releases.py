@@ -26,7 +26,7 @@ from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InstallError, NotFoundError
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.manifest import platform_key
-from engine_plugin.system.files import in_thread, private_folder, sha256_of
+from engine_plugin.system.files import in_thread, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -280,7 +280,6 @@ class Downloads:
                 progress(event.text)
 
         try:
-            await in_thread(private_folder, self.folder)
             report = ProgressReport(publish, sha256)
             await Fetch(source, partial, report, self.policy, wanted=sha256, size=size, limit=limit).run()
         except OSError as error:
