@@ -161,7 +161,7 @@ class Index:
             return known
         if name not in await in_thread(self.names):
             return None  # a case-insensitive file system found another name's file
-        record = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
+        record = await in_thread(self._saved, name)
         if record is not None and record.describes(extent):
             self._remember(record)
             return record
@@ -213,11 +213,12 @@ class Index:
 
     def _records(self) -> list[Record]:
         """The records on disk and in memory, without any inspection. Blocks."""
-        found = (
-            self._known.get(name) or Record.from_json(name, read_json(self.layout.record(name)))
-            for name in self.names()
-        )
+        found = (self._known.get(name) or self._saved(name) for name in self.names())
         return [record for record in found if record is not None]
+
+    def _saved(self, name: str) -> Record | None:
+        """The record on disk, valid or not. Blocks."""
+        return Record.from_json(name, read_json(self.layout.record(name)))
 
     async def _changed(self, record: Record) -> Record:
         """Write a changed record."""
@@ -272,7 +273,7 @@ class Index:
         extent = self.layout.extent(name)
         if extent is None or (name in self._unusable and self._unusable[name][0] == extent):
             return
-        old = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
+        old = await in_thread(self._saved, name)
         if old is not None and old.size != extent.size:
             old = None  # the record of another model
         try:
