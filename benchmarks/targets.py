@@ -23,6 +23,7 @@ from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.server import LlamaCppServer
 from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
+from engine_plugin.engines.local.server import Place
 from engine_plugin.engines.options import read_options
 from engine_plugin.host import launch
 from engine_plugin.manifest import load_manifest
@@ -200,15 +201,14 @@ async def _servers(
     cleanup.push_async_callback(store.aclose)
     servers = {}
     for service, name in names.items():
+        folder = None if sys.platform == "win32" else sockets
         server = LlamaCppServer(
             await store.get(name),
             software.find(),
             options,
-            gpu_layers=options.gpu_layers,
-            folder=None if sys.platform == "win32" else sockets,
-            records=ProcessRecords(manifest.data_dir / "direct"),
-            environ=environ,
-            on_capabilities=lambda _model, _capabilities: None,
+            Place(ProcessRecords(manifest.data_dir / "direct"), environ, folder),
+            options.gpu_layers,
+            lambda _model, _capabilities: None,
         )
         cleanup.push_async_callback(server.close)
         await server.ensure_ready()

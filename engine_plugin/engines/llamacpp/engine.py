@@ -27,8 +27,8 @@ from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
 
+    from engine_plugin.engines.local.server import Place
     from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.info import Capabilities, ModelInfo
@@ -73,8 +73,8 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
                 way="Start in mode auto or cpu, or configure a llama-server built for your GPU (engine.llama_server)",
             )
 
-    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
-        server = self._new_server(model, backend, folder)
+    async def try_out(self, backend: Backend, model: StoredModel, place: Place) -> None:
+        server = self._new_server(model, backend, place)
         try:
             await server.ensure_ready()
         finally:
@@ -147,16 +147,8 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
 
     def _create_server(self, model: StoredModel) -> LlamaCppServer:
         self._require_memory(model, _PROCESS, 0)  # the weights are mapped from the file, so the system can drop them
-        return self._new_server(model, self._require_running(), self.sockets)
+        return self._new_server(model, self._require_running(), self._place)
 
-    def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> LlamaCppServer:
-        return LlamaCppServer(
-            model,
-            backend,
-            self._options,
-            gpu_layers=0 if self._mode == "cpu" else self._options.gpu_layers,
-            folder=folder,
-            records=self.records,
-            environ=self._environ,
-            on_capabilities=self._learn,
-        )
+    def _new_server(self, model: StoredModel, backend: Backend, place: Place) -> LlamaCppServer:
+        layers = 0 if self._mode == "cpu" else self._options.gpu_layers
+        return LlamaCppServer(model, backend, self._options, place, layers, self._learn)

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+    from engine_plugin.engines.local.server import Place
     from engine_plugin.install.software import Backend
     from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import StoredModel
-    from engine_plugin.process.records import ProcessRecords
     from engine_plugin.templates.jinja import Templates
     from engine_plugin.transport.http1 import HttpResponse
 
@@ -102,17 +102,11 @@ class LlamaCppServer(ServerProcess):
         model: StoredModel,
         backend: Backend,
         options: LlamaCppOptions,
-        *,
+        place: Place,
         gpu_layers: int,
-        folder: Path | None,
-        records: ProcessRecords,
-        environ: Mapping[str, str],
         on_capabilities: Callable[[StoredModel, Capabilities], None],
     ) -> None:
-        """`folder` is a private directory for the socket; None: serve on a loopback port.
-
-        `on_capabilities` gets the capabilities that the server reports for its model, after each start.
-        """
+        """`on_capabilities` gets the capabilities that the server reports for its model, after each start."""
         self.model = model
         self._gpu_layers = gpu_layers
         self._on_capabilities = on_capabilities
@@ -121,7 +115,7 @@ class LlamaCppServer(ServerProcess):
         self._abandoned = AbandonedWorkDetector()
         self.admission = Admission(options.parallel, options.max_queue)
         name = f"llama.cpp for {model.name}"
-        super().__init__(name, backend, options, records, environ, folder, serves=model.name, needs=model.size)
+        super().__init__(name, backend, options, place, serves=model.name, needs=model.size)
 
     async def ensure_ready(self) -> None:
         """Start the server, sharing a start that is under way.

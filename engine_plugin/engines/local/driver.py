@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.engines.local.pool import ModelPool, ModelServer
-from engine_plugin.engines.local.server import socket_name
+from engine_plugin.engines.local.server import Place, socket_name
 from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
@@ -126,7 +126,7 @@ class Driver(Engine, Generic[ServerT]):
         """
 
     @abstractmethod
-    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
+    async def try_out(self, backend: Backend, model: StoredModel, place: Place) -> None:
         """Have new software answer with a sample model, beside the running one. Raises EnginePluginError."""
 
     async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
@@ -171,7 +171,7 @@ class Driver(Engine, Generic[ServerT]):
         await self.init_env()
         with ExitStack() as cleanup:
             folder = await in_thread(self._private_folder, cleanup) if self._use_unix_sockets() else None
-            await self.try_out(backend, model, folder)
+            await self.try_out(backend, model, Place(self.records, self._environ, folder))
 
     async def _adopt(self, models: list[str], progress: Progress) -> None:
         """Move a running engine to the installed software, with `models` loaded; a stopped one stays stopped."""
@@ -407,6 +407,10 @@ class Driver(Engine, Generic[ServerT]):
                 model=model.name, kind=model.kind, service=service, wanted=wanted
             )
         return model
+
+    @property
+    def _place(self) -> Place:
+        return Place(self.records, self._environ, self.sockets)
 
     def _require_running(self) -> Backend:
         """The software that runs. Raises UnavailableError before a start and after a stop."""

@@ -10,7 +10,7 @@ import re
 import secrets
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from engine_plugin import catalogue
 from engine_plugin.engines.options import number
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from engine_plugin.install.software import Backend
     from engine_plugin.process.records import ProcessRecords
 
-__all__ = ["HEALTH_TIMEOUT", "ServerOptions", "ServerProcess", "socket_name"]
+__all__ = ["HEALTH_TIMEOUT", "Place", "ServerOptions", "ServerProcess", "socket_name"]
 
 HEALTH_TIMEOUT = 2.0
 """Seconds that the answer to a health check may take. Tests set it."""
@@ -94,6 +94,15 @@ class ServerOptions(SoftwareOptions):
     """Corrections of what is detected of models; docs/models.md has the keys."""
 
 
+class Place(NamedTuple):
+    """Where a server runs: its records, the environment that it inherits, and `folder`, a private directory for its
+    socket; None: it serves on a loopback port."""
+
+    records: ProcessRecords
+    environ: Mapping[str, str]
+    folder: Path | None
+
+
 class ServerProcess(EngineProcess):
     """One server. Owned by a driver, used from one event loop; closed once, then thrown away."""
 
@@ -111,40 +120,38 @@ class ServerProcess(EngineProcess):
         name: str,
         backend: Backend,
         options: ServerOptions,
-        records: ProcessRecords,
-        environ: Mapping[str, str],
-        folder: Path | None,
+        place: Place,
         *,
         serves: str = "",
         needs: int = 0,
     ) -> None:
         """`serves` replaces `name` in complaints about its health. `needs` are the bytes of its model's files.
 
-        `folder` is a private directory for the socket; None: serve on a loopback port. One that `is_ours` stops when
-        its stdin ends, and chooses a port by itself: it writes a line `{"address": "http://127.0.0.1:PORT"}`.
+        One that `is_ours` stops when its stdin ends, and chooses a port by itself: it writes a line
+        `{"address": "http://127.0.0.1:PORT"}`.
         """
         self.backend = backend
         """The software that it runs."""
         self.is_ours = not backend.executable
         """Whether it is a program of this project, on Python packages."""
         self._options = options
-        self._environ = environ
+        self._environ = place.environ
         super().__init__(
             name,
-            records.ticket(),
+            place.records.ticket(),
             _limits(options),
             error_marks=self.error_marks,
             stop_by_stdin=self.is_ours,
             needs=needs,
         )
-        self.socket = None if folder is None else folder / socket_name()
+        self.socket = None if place.folder is None else place.folder / socket_name()
         """The socket that it serves on; None: it serves on a loopback port."""
         self.ports: tuple[int, ...] = ()
         """The loopback ports of this run; empty for one that has a socket, or chooses its port."""
         self.key = ""
         """The bearer token that each request of this run must have."""
         self._serves = serves or name
-        self._key_folder = folder or records.folder
+        self._key_folder = place.folder or place.records.folder
         self._key_file: Path | None = None
         self._own_port = 0
         """The port of this run, once the process was seen to listen there."""

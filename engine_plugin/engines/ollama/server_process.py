@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.engines.local.server import ServerProcess
+from engine_plugin.engines.local.server import Place, ServerProcess
 from engine_plugin.engines.ollama.attached import is_older
 from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.errors import EngineStartError, UnsupportedError
@@ -61,7 +61,7 @@ class OllamaProcess(ServerProcess):
         mode: str = "auto",
     ) -> None:
         """The models are in <data_dir>/models. `mode` is auto, cpu or gpu. No I/O."""
-        super().__init__(_LABEL, program, options, records, environ, None)
+        super().__init__(_LABEL, program, options, Place(records, environ, None))
         self.version = ""
         """The version that the server reports, once it is ready."""
         self.computes_on: tuple[str, ...] = ()

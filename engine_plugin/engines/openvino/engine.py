@@ -30,8 +30,8 @@ from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
 
+    from engine_plugin.engines.local.server import Place
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.openvino.server import ModelState
     from engine_plugin.install.software import Backend
@@ -94,14 +94,14 @@ class OpenVinoEngine(Driver[LoadedModel]):
     async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
         await in_thread(remove_stale, self.data / SERVED)
         self._only_cpu = devices is not None and all(device["name"] == "CPU" for device in devices)
-        self.server = self._new_server(backend, mode, self.sockets)
+        self.server = self._new_server(backend, mode, self._place)
         await self.server.ensure_ready()
 
     async def renew(self) -> None:
         before, backend = self.server, self.backend
         if before is None or backend is None:
             return  # a stop came first
-        self.server = server = self._new_server(backend, self._mode, self.sockets)
+        self.server = server = self._new_server(backend, self._mode, self._place)
         await self.pool.drain()  # models load into the new server from now on
         await before.close()
         await server.ensure_ready()
@@ -111,8 +111,8 @@ class OpenVinoEngine(Driver[LoadedModel]):
         if server is not None:
             await server.close()
 
-    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
-        server = self._new_server(backend, "cpu", folder)
+    async def try_out(self, backend: Backend, model: StoredModel, place: Place) -> None:
+        server = self._new_server(backend, "cpu", place)
         try:
             loaded = self._loaded_model(model, server)
             await loaded.ensure_ready()
@@ -235,17 +235,8 @@ class OpenVinoEngine(Driver[LoadedModel]):
         at_once = many if model.kind in ("chat", "embed", "rerank") else min(many, _AT_ONCE)
         return LoadedModel(model, server.entry(model), server, Admission(at_once, queue))
 
-    def _new_server(self, backend: Backend, mode: str, sockets: Path | None) -> OpenVinoServer:
-        return OpenVinoServer(
-            backend,
-            self._options,
-            self.data,
-            sockets,
-            self.records,
-            self._environ,
-            mode=mode,
-            only_cpu=self._only_cpu,
-        )
+    def _new_server(self, backend: Backend, mode: str, place: Place) -> OpenVinoServer:
+        return OpenVinoServer(backend, self._options, place, self.data, mode=mode, only_cpu=self._only_cpu)
 
 
 async def _at_its_end(response: HttpResponse, request: dict[str, Any]) -> AsyncIterator[bytes]:

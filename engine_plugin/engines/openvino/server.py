@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.local.admission import Admission
+    from engine_plugin.engines.local.server import Place
     from engine_plugin.engines.openvino.options import ModelEntry, OpenVinoOptions
     from engine_plugin.install.software import Backend
     from engine_plugin.models.store import StoredModel
-    from engine_plugin.process.records import ProcessRecords
     from engine_plugin.process.run import ProcessRun
 
 __all__ = ["SERVED", "LoadedModel", "ModelState", "OpenVinoServer"]
@@ -94,24 +94,22 @@ class OpenVinoServer(ServerProcess):
         self,
         backend: Backend,
         options: OpenVinoOptions,
+        place: Place,
         data: Path,
-        sockets: Path | None,
-        records: ProcessRecords,
-        environ: Mapping[str, str],
         *,
         mode: str,
         only_cpu: bool,
     ) -> None:
-        """`data` is the data directory. `sockets` is a private directory for a unix socket, which the embedded server
-        listens on; None: a port. `mode` is StartEngine's; `only_cpu`: OpenVINO has found no other device.
+        """Only the embedded server listens on a socket in the folder of `place`. `data` is the data directory, `mode`
+        is StartEngine's; `only_cpu`: OpenVINO has found no other device.
         """
-        folder = sockets if backend.kind == "embedded" else None
-        super().__init__("the OpenVINO server", backend, options, records, environ, folder)
+        listens_on = place if backend.kind == "embedded" else place._replace(folder=None)
+        super().__init__("the OpenVINO server", backend, options, listens_on)
         self.load_limit = options.start_limit
         """Seconds that the load of one model may take."""
         self.served = ServedFolder(data / SERVED / secrets.token_hex(8), with_graphs=not self.is_ours)
         """The folder that the server reads, with its config.json."""
-        self.decoder = Decoder(backend.site, environ, options.audio)
+        self.decoder = Decoder(backend.site, place.environ, options.audio)
         """What decodes the audio of requests, with the packages that go with this software."""
         self._cache = str(data / "cache")
         self._mode = mode
