@@ -318,12 +318,13 @@ class _TaggedCalls(_JsonCalls):
             return True
         while True:
             if self._over or ">" in self._piece:
-                calls, end = tagged.calls(self._text, self._schemas, alone=alone, over=self._over)
-                if calls is not None:
+                found = tagged.calls(self._text, self._schemas, alone=alone, over=self._over)
+                if found is not None or self._over:
                     break
             elif not tagged.begins(self._text, 0 if alone else len(mark)):
                 return False
             yield
+        calls, end = found or ([], 0)
         for name, arguments in calls:
             self._begin(name, arguments)
         self._text = self._text[end:]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DECODER", "begins", "calls", "typed"]
+__all__ = ["DECODER", "begins", "calls"]
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -54,25 +54,22 @@ def begins(text: str, at: int) -> bool:
     )
 
 
-def calls(text: str, schemas: Schemas, *, alone: bool, over: bool) -> tuple[Calls | None, int]:
+def calls(text: str, schemas: Schemas, *, alone: bool, over: bool) -> tuple[Calls, int] | None:
     """The calls at the beginning of the text, as (name, arguments in JSON), and the index of their end.
 
-    The list is empty if the text is not a call, and None while that is undecided. `schemas` are the functions'
-    parameters by name. `alone`: the text begins with `<function=`, and only functions of `schemas` count. `over`: the
-    text is complete.
+    The list is empty if the text is not a call; the result is None while that is undecided. `schemas` are the
+    functions' parameters by name. `alone`: the text begins with `<function=`, and only functions of `schemas` count.
+    `over`: the text is complete.
     """
     at = 0 if alone else len(_OPEN)
     if _FUNCTION.match(text, at):
         return _functions(text, at, schemas, alone=alone, over=over)
     if alone or not begins(text, at):
         return [], 0
-    found = _named(text, at, schemas)
-    if found is not None:
-        return found
-    return ([], 0) if over else (None, 0)
+    return _named(text, at, schemas)
 
 
-def _functions(text: str, at: int, schemas: Schemas, *, alone: bool, over: bool) -> tuple[Calls | None, int]:
+def _functions(text: str, at: int, schemas: Schemas, *, alone: bool, over: bool) -> tuple[Calls, int] | None:
     found: Calls = []
     while (head := _FUNCTION.match(text, at)) is not None:
         name = head[1].strip()
@@ -83,13 +80,11 @@ def _functions(text: str, at: int, schemas: Schemas, *, alone: bool, over: bool)
             break
         values, at = read
         found.append((name, _arguments(values, schemas.get(name))))
-    if not found:
-        return ([], 0) if over else (None, 0)
     closed = _CLOSED.match(text, at)
-    if closed is not None:
+    if found and closed is not None:
         return found, closed.end()
-    if not over and (_UNSURE.match(text, at) or _FUNCTION.match(text, at)):
-        return None, 0
+    if not found or (not over and (_UNSURE.match(text, at) or _FUNCTION.match(text, at))):
+        return None
     return found, at
 
 
@@ -135,11 +130,8 @@ def _named(text: str, at: int, schemas: Schemas) -> tuple[Calls, int] | None:
 
 
 def _arguments(values: dict[str, Any], schema: Any) -> str:
-    schema = schema if isinstance(schema, dict) else {}
-    properties = schema.get("properties")
-    properties = properties if isinstance(properties, dict) else {}
     found = {
-        key: typed(value, properties.get(key), schema) if isinstance(value, str) else value
+        key: _typed(value, _at(schema, ["properties", key]), schema) if isinstance(value, str) else value
         for key, value in values.items()
     }
     return json.dumps(found, ensure_ascii=False)
@@ -148,7 +140,7 @@ def _arguments(values: dict[str, Any], schema: Any) -> str:
 _WORDS = {"True": True, "False": False, "None": None}
 
 
-def typed(value: str, schema: Any, root: dict[str, Any]) -> Any:
+def _typed(value: str, schema: Any, root: Any) -> Any:
     """The value that a parameter's text has by its schema; `root` resolves the schema's references.
 
     A schema that allows strings yields the text itself, unless the text is a null, list or object that the schema
@@ -173,7 +165,7 @@ def _kind(value: Any) -> str:
 _DEEPEST = 16
 
 
-def _types(schema: Any, root: dict[str, Any], depth: int) -> Iterator[str]:
+def _types(schema: Any, root: Any, depth: int) -> Iterator[str]:
     """The names of the types that a schema allows; nothing if it does not restrict them."""
     if not isinstance(schema, dict) or depth > _DEEPEST:
         return
@@ -193,6 +185,7 @@ def _types(schema: Any, root: dict[str, Any], depth: int) -> Iterator[str]:
 
 
 def _at(shape: Any, path: list[str]) -> Any:
+    """The value in nested objects; None if there is none."""
     for key in path:
         shape = shape.get(key) if isinstance(shape, dict) else None
     return shape
