@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LONGEST_TOKEN", "Detokenizer", "StopStrings", "TextStream", "held_back"]
+__all__ = ["LONGEST_TOKEN", "Detokenizer", "StopStrings", "held_back"]
 
 LONGEST_TOKEN = 1024
 """The longest token in bytes, for tokenizers without a vocabulary."""
@@ -20,16 +20,6 @@ _BROKEN = "\ufffd"
 _WINDOW = 24  # tokens that are decoded again with each new one
 _OVERLAP = 6
 _PATIENCE = 8  # tokens of an incomplete character, after which it is shown as U+FFFD
-
-
-class TextStream(Protocol):
-    """The text of one sequence of tokens."""
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        """The text that these tokens complete."""
-
-    def end(self) -> str:
-        """The rest of the text, at the end of the answer."""
 
 
 class Detokenizer:
@@ -53,7 +43,7 @@ class Detokenizer:
         """Whether the table is used, not the model's detokenizer."""
         return self._visible is not None
 
-    def stream(self, special: bool = False) -> TextStream:
+    def stream(self, special: bool = False) -> _Table | _Window:
         """A new stream; with `special`, its text includes special tokens."""
         if self._visible is not None:
             return _Table(self._raw if special else self._visible)
@@ -101,11 +91,14 @@ class Detokenizer:
 
 
 class _Table:
+    """The text of one sequence of tokens, by a table of the tokens' bytes."""
+
     def __init__(self, table: list[bytes]) -> None:
         self._table = table
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, tokens: Sequence[int]) -> str:
+        """The text that these tokens complete."""
         table = self._table
         try:
             data = table[tokens[0]] if len(tokens) == 1 else b"".join([table[number] for number in tokens])
@@ -114,11 +107,13 @@ class _Table:
         return self._decoder.decode(data)
 
     def end(self) -> str:
+        """The rest of the text, at the end of the answer."""
         return self._decoder.decode(b"", True)
 
 
 class _Window:
-    """Decodes the last few tokens again with each new one, because the text of a token depends on those before."""
+    """As `_Table`, by the tokenizer: it decodes the last few tokens again with each new one, because the text of a
+    token depends on those before."""
 
     def __init__(self, tokenizer: Any, special: bool) -> None:
         self._tokenizer = tokenizer
