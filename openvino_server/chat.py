@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, call_arguments, joined, plain_role
+from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, joined, past_calls, plain_role
 from engine_plugin.templates.jinja import Templates
 from openvino_server.calls import Tools
 from openvino_server.dialect import THOUGHT
@@ -56,11 +56,10 @@ def messages(given: list[Any], sees: bool) -> tuple[list[dict[str, Any]], list[s
         place = f"messages[{index}]"
         plain = message | {"role": plain_role(message["role"])}
         plain["content"] = _content(message.get("content"), f"{place}.content", pictures, sees=sees)
-        if calls := message.get("tool_calls"):
-            if not isinstance(calls, list):
-                raise InvalidRequestError.at(f"{place}.tool_calls", "must be a list")
+        if message.get("tool_calls"):
             plain["tool_calls"] = [
-                _past_call(call, f"{place}.tool_calls[{number}].function") for number, call in enumerate(calls)
+                {**call, "function": {**call["function"], "arguments": arguments}}
+                for call, arguments in past_calls(message, place)
             ]
         found.append(plain)
     return found, pictures
@@ -90,14 +89,6 @@ def _content(content: Any, field: str, pictures: list[str], *, sees: bool) -> st
             )
             raise InvalidRequestError.at(f"{field}[{index}]", why)
     return text + joined(texts)
-
-
-def _past_call(call: Any, place: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequestError.at(place, "must be an object with a name and arguments")
-    arguments = call_arguments(function.get("arguments"), f"{place}.arguments")
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def read_templates(folder: Path, otherwise: Callable[[], str] = lambda: "") -> Templates:

@@ -9,9 +9,9 @@ from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import JsonError, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["CANNOT_HEAR", "CANNOT_SEE", "call_arguments", "joined", "make_plain", "plain_role"]
+__all__ = ["CANNOT_HEAR", "CANNOT_SEE", "call_arguments", "joined", "make_plain", "past_calls", "plain_role"]
 
 CANNOT_SEE = "this model reads text only and cannot see images; use a vision model"
 CANNOT_HEAR = "this model reads text only and cannot hear audio; use a model that can, or transcribe it first"
@@ -59,6 +59,19 @@ def call_arguments(arguments: Any, place: str) -> dict[str, Any]:
     return arguments
 
 
+def past_calls(message: dict[str, Any], place: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The calls in a message of an assistant, each with its arguments. Raises InvalidRequestError."""
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise InvalidRequestError.at(f"{place}.tool_calls", "must be a list")
+    for index, call in enumerate(calls):
+        here = f"{place}.tool_calls[{index}].function"
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError.at(here, "must be an object with a name and arguments")
+        yield call, call_arguments(function.get("arguments"), f"{here}.arguments")
+
+
 def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> dict[str, Any]:
     plain = message | {"role": plain_role(message["role"])}
     content = message.get("content")
@@ -75,11 +88,8 @@ def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> d
     reasoning = message.get("reasoning_content")
     if reasoning is not None and not isinstance(reasoning, str):
         raise InvalidRequestError.at(f"{place}.reasoning_content", "must be a string")
-    calls = message.get("tool_calls")
-    if calls:
-        if not isinstance(calls, list):
-            raise InvalidRequestError.at(f"{place}.tool_calls", "must be a list")
-        plain["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    if message.get("tool_calls"):
+        plain["tool_calls"] = [_with_text(call, arguments) for call, arguments in past_calls(message, place)]
     return plain
 
 
@@ -93,12 +103,9 @@ def _is_text(part: Any) -> bool:
     )
 
 
-def _call(call: Any, place: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequestError.at(f"{place}.function", "must be an object with a name and arguments")
-    given = function.get("arguments")
-    arguments = call_arguments(given, f"{place}.function.arguments")
+def _with_text(call: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The call with its arguments as the text of a JSON object."""
+    given = call["function"].get("arguments")
     as_it_is = isinstance(given, str) and given.strip() and "\\u" not in given  # half a surrogate pair may be escaped
     text = given if as_it_is else json.dumps(arguments, ensure_ascii=False)
-    return {**call, "function": function | {"arguments": text}}
+    return {**call, "function": call["function"] | {"arguments": text}}

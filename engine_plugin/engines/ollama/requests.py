@@ -15,7 +15,7 @@ from engine_plugin.engines.ollama.options import keep_alive_value
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import write_request
 from engine_plugin.models.families import parameters_of
-from engine_plugin.openai_api.conversation import call_arguments, joined
+from engine_plugin.openai_api.conversation import joined, past_calls
 from engine_plugin.services.base import check_stop, integer, optional
 from engine_plugin.system.data_urls import base64_start
 
@@ -212,7 +212,7 @@ def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> 
 
 
 def _function_of(tool: Any) -> dict[str, Any]:
-    """The function of a tool or a call; {} for anything else."""
+    """The function of a tool; {} for anything else."""
     function = tool.get("function") if isinstance(tool, dict) else None
     return function if isinstance(function, dict) else {}
 
@@ -282,7 +282,7 @@ def _message(message: dict[str, Any], place: str, names: dict[str, str], facts: 
     if thinking:
         native["thinking"] = thinking
     if message.get("tool_calls"):
-        native["tool_calls"] = _calls(message["tool_calls"], f"{place}.tool_calls", names)
+        native["tool_calls"] = _calls(message, place, names)
     if native["role"] == "tool":
         call = message.get("tool_call_id")
         name = message.get("tool_name") or message.get("name") or names.get(str(call))
@@ -361,15 +361,10 @@ def _require(facts: ModelFacts, feature: str, ability: str, place: str) -> None:
         )
 
 
-def _calls(calls: Any, place: str, names: dict[str, str]) -> list[dict[str, Any]]:
-    if not isinstance(calls, list):
-        raise InvalidRequestError.at(place, "must be a list")
+def _calls(message: dict[str, Any], place: str, names: dict[str, str]) -> list[dict[str, Any]]:
     native: list[dict[str, Any]] = []
-    for index, call in enumerate(calls):
-        function = _function_of(call)
-        if not isinstance(function.get("name"), str):
-            raise InvalidRequestError.at(f"{place}[{index}].function", "must be an object with a name and arguments")
-        arguments = call_arguments(function.get("arguments"), f"{place}[{index}].function.arguments")
+    for index, (call, arguments) in enumerate(past_calls(message, place)):
+        function = call["function"]
         converted: dict[str, Any] = {"function": {"index": index, "name": function["name"], "arguments": arguments}}
         if call.get("id"):
             converted["id"] = call["id"]
