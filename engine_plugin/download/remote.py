@@ -257,21 +257,22 @@ def next_url(here: httpx.URL, location: str, *, insecure: bool) -> httpx.URL:
     """Where a redirect leads. Raises DownloadError for a place to which none may lead."""
     import httpx
 
+    place, why = f"{without_secrets(str(here))}: the server redirects", ""
     try:
         url = here.join(location).copy_with(username=None, password=None, fragment=None)
     except (httpx.InvalidURL, ValueError) as error:
-        raise DownloadError(f"{without_secrets(str(here))}: the server redirects to an invalid URL.") from error
+        raise DownloadError(f"{place} to an invalid URL.") from error
     if url.port is not None and not 0 < url.port < 65536:
-        raise DownloadError(
-            f"{without_secrets(str(here))}: the server redirects to an invalid URL (port {url.port})."
+        why = f"to an invalid URL (port {url.port})"
+    elif url.scheme not in {"http", "https"} or not url.host:
+        why = f"to {url.scheme!r}, not to http(s)"
+    elif here.scheme == "https" and url.scheme == "http" and not insecure:
+        why = (
+            f"from https to http ({without_secrets(str(url))}), where the file could be changed on its way. Set "
+            "insecure to allow it"
         )
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise DownloadError(f"{without_secrets(str(here))}: the server redirects to {url.scheme!r}, not to http(s).")
-    if here.scheme == "https" and url.scheme == "http" and not insecure:
-        raise DownloadError(
-            f"{without_secrets(str(here))}: the server redirects from https to http ({without_secrets(str(url))}), "
-            "where the file could be changed on its way. Set insecure to allow it."
-        )
+    if why:
+        raise DownloadError(f"{place} {why}.")
     return url
 
 

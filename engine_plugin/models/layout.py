@@ -139,7 +139,10 @@ class FileLayout(Layout):
 
     def found(self) -> list[str]:
         """From the files that end in the suffix."""
-        entries = [entry.name for entry in _shown(self.root) if entry.is_file()]
+        try:
+            entries = [entry.name for entry in self.root.iterdir() if entry.is_file()]
+        except FileNotFoundError:
+            return []
         return [entry.removesuffix(self.suffix) for entry in entries if entry.endswith(self.suffix)]
 
     def extent_of(self, path: Path) -> Extent | None:
