@@ -1,6 +1,8 @@
-"""The models of llama.cpp: GGUF files, whose headers the runner reads in a process of its own.
+"""The models of llama.cpp: GGUF files, whose headers the runner reads, and what a server tells of the one it serves.
 
-A damaged or malicious file then cannot exhaust the plugin's memory or crash it, and the plugin needs no numpy.
+The runner is a process of its own: a damaged or malicious file cannot exhaust the plugin's memory or crash it, and
+the plugin needs no numpy. A server describes its model in the answer to GET /props, of which llama.cpp's
+tools/server/README.md documents the keys.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ from engine_plugin import catalogue
 from engine_plugin.engines.llamacpp.runner import TEMPLATE_TIMEOUT
 from engine_plugin.errors import PullError
 from engine_plugin.models.capabilities import features_of_template
+from engine_plugin.models.info import Capabilities
 from engine_plugin.models.store import Inspection, ModelDetails, ModelStore, bundled_samples
 from engine_plugin.process import python
 from engine_plugin.system.sizes import parameter_size
+from engine_plugin.templates.jinja import Templates
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
 
-__all__ = ["kind_of", "model_store"]
+__all__ = ["kind_of", "model_store", "parse_properties"]
 
 _INSPECT_TIMEOUT = 60.0
 _SIGALRM = 14
@@ -76,3 +80,36 @@ def kind_of(header: dict[str, Any]) -> str:
     if header["pooling"] != "NONE" or not header["causal"] or header["architecture"].startswith(_ENCODERS):
         return "embed"
     return "chat"
+
+
+def parse_properties(body: bytes) -> tuple[Capabilities, Templates]:
+    """The capabilities and the chat templates in an answer of /props. Missing or invalid values are left out."""
+    try:
+        shape = json.loads(body)
+    except (ValueError, RecursionError):
+        shape = None
+    length = _part(_part(shape, "default_generation_settings"), "n_ctx")
+    named = {"default": _part(shape, "chat_template"), "tool_use": _part(shape, "chat_template_tool_use")}
+    tokens = {name: _part(shape, name) for name in ("bos_token", "eos_token")}
+    capabilities = Capabilities(_features(shape), length if type(length) is int and length > 0 else 0)
+    return capabilities, Templates(_texts(named), _texts(tokens))
+
+
+def _texts(named: dict[str, Any]) -> dict[str, str]:
+    return {name: text for name, text in named.items() if isinstance(text, str) and text}
+
+
+def _features(shape: Any) -> tuple[str, ...]:
+    template = _part(shape, "chat_template")
+    if not isinstance(template, str):
+        return ()
+    features = set(features_of_template(template))
+    uses_tools = _part(_part(shape, "chat_template_caps"), "supports_tools")  # llama.cpp's own test of the template
+    if isinstance(uses_tools, bool):
+        features = features | {"tools"} if uses_tools else features - {"tools"}
+    modalities = _part(shape, "modalities")
+    return (*sorted(features), *(sense for sense in ("vision", "audio") if _part(modalities, sense) is True))
+
+
+def _part(shape: Any, key: str) -> Any:
+    return shape.get(key) if isinstance(shape, dict) else None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.engines.llamacpp.abandoned_work import AbandonedWorkDetector
+from engine_plugin.engines.llamacpp.models import parse_properties
 from engine_plugin.engines.llamacpp.options import served_context
-from engine_plugin.engines.llamacpp.properties import parse_properties
 from engine_plugin.engines.llamacpp.software import RUNNER
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.server import ServerProcess

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from engine_plugin.engines.llamacpp.releases import release_archives
+from engine_plugin.engines.llamacpp.software import release_archives
 from engine_plugin.install.releases import select_archives
 from tests.install.packing import Member, pack
 from tests.models.server import FileServer, file_server, without_proxies

@@ -14,7 +14,7 @@ import pytest
 
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-from engine_plugin.engines.llamacpp.releases import release_archives
+from engine_plugin.engines.llamacpp.software import release_archives
 from engine_plugin.engines.options import option_problems
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.install import software as shared_module

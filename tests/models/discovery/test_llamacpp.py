@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
-from engine_plugin.engines.llamacpp.properties import parse_properties
+from engine_plugin.engines.llamacpp.models import parse_properties
 from engine_plugin.models.info import Capabilities
 from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
