@@ -176,7 +176,7 @@ class _Answer(ABC):
         for index, pieces in texts.items():
             text = "".join(pieces)
             choices.append({"index": index, "text": text, "delta": {"content": text}})
-        return self.assembled([{"choices": choices}]) | self._top | {"usage": usage}
+        return self._top | self.assembled([{"choices": choices}]) | {"usage": usage}
 
 
 class _ChatAnswer(_Answer):

@@ -176,9 +176,7 @@ class Model:
 
     async def _run(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
-        policy = RestartPolicy(
-            limit=settings.restart_limit, backoff=settings.restart_backoff, stable=settings.stable_time
-        )
+        policy = RestartPolicy(settings.restart_limit, settings.restart_backoff, stable=settings.stable_time)
         restarts = Restarts(policy)
         try:
             if after is not None:
@@ -196,8 +194,6 @@ class Model:
                 sys.stderr.write(f"E {self.name}: {error}\n")
                 self.unusable = isinstance(error, BadModelError)
                 self._change(END, str(error))
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # callers wait for the change of state
             self._change(END, f"{type(error).__name__}: {error}")
             raise
