@@ -189,14 +189,13 @@ def _decode_container(container: InputContainer, settings: dict[str, Any], out: 
     shape: tuple[object, ...] = ()
     for frame in _frames(container):
         now = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if resampler is None or now != shape:  # a file may contain several streams in sequence
-            _flush_resampler(resampler, out)
+        if now != shape:  # a file may contain several streams in sequence
+            _resample(resampler, None, out)
             resampler, shape = av.AudioResampler(format="s16", layout="mono", rate=RATE), now
-        for done in resampler.resample(frame):
-            _write(done, out)
+        _resample(resampler, frame, out)
         if longest and out.samples > (longest + LENGTH_TOLERANCE) * RATE:
             raise _BadAudioError(too_long_message(longest))
-    _flush_resampler(resampler, out)
+    _resample(resampler, None, out)
     if not out.samples and not settings["live"]:
         raise _BadAudioError("contains no audio: its length is zero")
     return out.samples / RATE < declared - (
@@ -253,14 +252,10 @@ def _declared_length(container: InputContainer) -> float:
     return 0.0 if container.format.name == "wav" and size >= UNKNOWN_LENGTH else seconds
 
 
-def _flush_resampler(resampler: av.AudioResampler | None, out: _FrameWriter) -> None:
-    if resampler is not None:
-        for done in resampler.resample(None):
-            _write(done, out)
-
-
-def _write(frame: AudioFrame, out: _FrameWriter) -> None:
-    out.audio(bytes(frame.planes[0])[: frame.samples * _WIDTH])  # the end of a plane may be padding
+def _resample(resampler: av.AudioResampler | None, frame: AudioFrame | None, out: _FrameWriter) -> None:
+    """Write the frame, or with None what the resampler still holds."""
+    for done in resampler.resample(frame) if resampler is not None else ():
+        out.audio(bytes(done.planes[0])[: done.samples * _WIDTH])  # the end of a plane may be padding
 
 
 if __name__ == "__main__":
