@@ -113,21 +113,21 @@ class ServerFinder:
         if known is not None:
             return await self._attach(known, certain=self.named is not None, before=before)
         bases = [BaseUrl("http", "127.0.0.1", port) for port in self._ports]
-        tried = await asyncio.gather(*(self._try_attach(base) for base in bases))
-        found = next((one for one in tried if isinstance(one, AttachedServer)), None)
-        if found is not None:
-            return found
+        attaching = (self._attach(base, certain=False) for base in bases)
+        tried = await asyncio.gather(*attaching, return_exceptions=True)
+        failures: list[BaseException] = []
+        for one in tried:
+            if isinstance(one, AttachedServer):
+                return one
+            failures.append(one)
         # Prefer the error of a server that needs a key or loads its model.
-        failures = [one for one in tried if isinstance(one, EnginePluginError)]
-        there = (one for one in failures if type(one) is not UnavailableError)
-        taken = [base.port for base, one in zip(bases, tried, strict=True) if not _refused(one)]
+        there = (error for error in failures if type(error) is not UnavailableError)
+        taken = [
+            base.port
+            for base, error in zip(bases, failures, strict=True)
+            if not _caused_by(error, ConnectionRefusedError)
+        ]
         raise next(there, None) or self._none_found(taken)
-
-    async def _try_attach(self, base: BaseUrl) -> AttachedServer | EnginePluginError:
-        try:
-            return await self._attach(base, certain=False)
-        except EnginePluginError as error:
-            return error
 
     async def require_alive(self, attachment: AttachedServer) -> None:
         """Check that the server answers. Raises UnavailableError."""
@@ -202,11 +202,6 @@ class ServerFinder:
             start="lms server start, vllm serve MODEL or llama-server -m MODEL.gguf, for example",
             otherwise="set its address: engine_host under provider in plugin.yaml",
         )
-
-
-def _refused(error: object) -> bool:
-    """Whether the connection was refused."""
-    return isinstance(error, EnginePluginError) and _caused_by(error, ConnectionRefusedError)
 
 
 def _caused_by(error: BaseException | None, kind: type[OSError]) -> bool:
