@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process import run as process_run
 from engine_plugin.process import tree
-from engine_plugin.process.health import HealthPolicy, HealthRecord, ProcessorUse
+from engine_plugin.process.health import HealthRecord, ProcessorUse
 from engine_plugin.process.records import TOKEN_VARIABLE
 from engine_plugin.process.restarts import RestartPolicy, Restarts
 from engine_plugin.process.run import ProcessRun
@@ -84,16 +84,36 @@ class Command:
     stdin: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ProcessLimits:
-    """Seconds: `start_timeout` without progress (output, or use of the processor) ends a start, and so does
-    `start_limit` in all; `stop_timeout` passes between the request to stop and the kill."""
+    """The options in plugin.yaml's `engine:` section for a process, with their bounds. Times are seconds."""
 
-    start_timeout: float = 60.0
-    start_limit: float = 1800.0
-    stop_timeout: float = 1.0
-    health: HealthPolicy = field(default=HealthPolicy())
-    restart: RestartPolicy = field(default=RestartPolicy())
+    start_timeout: float = field(default=60, metadata={"min": 1, "max": 86_400})
+    """How long a start may show no progress."""
+
+    start_limit: float = field(default=1800, metadata={"min": 1, "max": 86_400})
+    """How long a start may take in all."""
+
+    stop_timeout: float = field(default=1.0, metadata={"min": 0.05, "max": 60})
+    """How long a process may take to stop before it is killed."""
+
+    restart_limit: int = field(default=3, metadata={"min": 0, "max": 1000})
+    """How often in a row a process that died is restarted without a request."""
+
+    restart_backoff: float = field(default=0.5, metadata={"min": 0, "max": 3600})
+    """How long the first restart waits; each further one waits twice as long, at most 30 seconds."""
+
+    stable_time: float = field(default=60, metadata={"min": 0, "max": 86_400})
+    """How long a process must have served for its death to count as a first one."""
+
+    health_interval: float = field(default=5, metadata={"min": 0.05, "max": 3600})
+    """How often the server gets a health check."""
+
+    health_failures: int = field(default=3, metadata={"min": 1, "max": 1000})
+    """How many missing answers in a row make it degraded; two answers in a row make it ready again."""
+
+    hung_timeout: float = field(default=120, metadata={"min": 0, "max": 86_400})
+    """How long it may show no sign of life before it is killed and restarted; 0: for ever."""
 
 
 class EngineProcess(ABC):
@@ -130,7 +150,9 @@ class EngineProcess(ABC):
         self._error_marks = error_marks
         self._stop_by_stdin = stop_by_stdin
         self._needs = needs
-        self._restarts = Restarts(limits.restart)
+        self._restarts = Restarts(
+            RestartPolicy(limits.restart_limit, limits.restart_backoff, stable=limits.stable_time)
+        )
         self._task: asyncio.Task[None] | None = None
         # From the first start on:
         self._settled: asyncio.Future[Exception | None]  # the outcome of the present start
@@ -341,7 +363,7 @@ class EngineProcess(ABC):
                 if run.exited.done() or (probing.done() and probing.exception()):
                     return await self._failed_start(run, probing)
                 if probing.done():
-                    run.health = HealthRecord(limits.health, loop.time())
+                    run.health = HealthRecord(limits.health_failures, limits.hung_timeout, loop.time())
                     self._enter(ProcessState.READY)
                     return ""
                 if loop.time() >= latest_end:
@@ -395,22 +417,22 @@ class EngineProcess(ABC):
 
     async def _watch(self, run: ProcessRun, health: HealthRecord) -> str:
         """Make health checks. Returns only when the process must be restarted, with the reason."""
-        loop, policy = asyncio.get_running_loop(), self._limits.health
+        loop, limits = asyncio.get_running_loop(), self._limits
         run.processor.forget()
         while True:
             began = loop.time()
-            await asyncio.sleep(policy.interval)
+            await asyncio.sleep(limits.health_interval)
             await self._check(run, health)
             answered = self.has_answered()
             if not health.silent:
                 run.processor.forget()
                 continue
-            computed = await run.processor.grew(policy.interval)
+            computed = await run.processor.grew(limits.health_interval)
             if answered or run.progress_at >= began or computed:
                 health.sign_of_life = loop.time()
             elif computed is not None and health.hung(loop.time()):
                 return (
-                    f"hangs: no answer, output or use of the processor for {policy.hung_after:g} s. "
+                    f"hangs: no answer, output or use of the processor for {limits.hung_timeout:g} s. "
                     f"Last lines: {run.last_lines() or 'none'}"
                 )
 

@@ -10,28 +10,23 @@ from dataclasses import dataclass, field
 from engine_plugin.process import tree
 from engine_plugin.system.files import in_thread
 
-__all__ = ["HealthPolicy", "HealthRecord", "ProcessorUse"]
+__all__ = ["HealthRecord", "ProcessorUse"]
 
+_SUCCESSES = 2  # answers in a row
 _EFFORT = 0.01  # the share of a processor's time that counts as work
-
-
-@dataclass(frozen=True, slots=True)
-class HealthPolicy:
-    """A health check every `interval` seconds. After `failures` in a row without an answer a ready process is
-    degraded, after `successes` in a row it is ready again. After `hung_after` seconds (0: never) without an answer or
-    another sign of life, which is output or use of the processor, it is hung, which counts as a death."""
-
-    interval: float = 5.0
-    failures: int = 3
-    successes: int = 2
-    hung_after: float = 120.0
 
 
 @dataclass(eq=False)
 class HealthRecord:
-    """The latest health checks of one run, from its first ready moment on. A busy process misses some."""
+    """The latest health checks of one run, from its first ready moment on. A busy process misses some.
 
-    policy: HealthPolicy
+    After `failures` in a row without an answer a ready process is degraded, after two answers in a row it is ready
+    again. After `hung_after` seconds (0: never) without an answer or another sign of life, which is output or use of
+    the processor, it is hung, which counts as a death.
+    """
+
+    failures: int
+    hung_after: float
     sign_of_life: float
     """When the last answer, output or use of the processor was noticed, by the loop's clock."""
 
@@ -50,13 +45,13 @@ class HealthRecord:
             self._streak = 0
             return
         self._streak += 1
-        if self._streak >= (self.policy.successes if self.degraded else self.policy.failures):
+        if self._streak >= (_SUCCESSES if self.degraded else self.failures):
             self.degraded = not self.degraded
             self._streak = 0
 
     def hung(self, now: float) -> bool:
         """Whether the last sign of life is too long ago."""
-        return bool(self.policy.hung_after) and now - self.sign_of_life >= self.policy.hung_after
+        return bool(self.hung_after) and now - self.sign_of_life >= self.hung_after
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ import pytest
 
 from engine_plugin.process.engine_process import Command, EngineProcess, ProcessLimits
 from engine_plugin.process.records import TOKEN_VARIABLE, ProcessTicket
-from engine_plugin.process.restarts import RestartPolicy
 from tests.patience import LIMIT, pace, until
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Spawner:
 
         command = Command(**({"argv": [*CHILD, *actions], "env": self.env} | some("argv", "stdin")))
         limits: dict[str, Any] = {"start_timeout": LIMIT, "start_limit": 2 * LIMIT, "stop_timeout": pace(5.0)}
-        limits |= {"restart": RestartPolicy(limit=0)}
-        limits |= some("start_timeout", "start_limit", "stop_timeout", "health", "restart")
+        limits |= {"restart_limit": 0}
+        limits |= some(*(field.name for field in fields(ProcessLimits)))
         steps = {"ready": is_ready, "on_end": forget}
         steps |= some("ready", "healthy", "on_output", "on_spawn", "on_end", "stragglers")
         process = ScriptedProcess(command, ScriptedTicket(self, steps), ProcessLimits(**limits), steps, **changes)

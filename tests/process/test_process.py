@@ -18,7 +18,6 @@ import pytest
 
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
 from engine_plugin.process.engine_process import MOVES, EngineProcess, ProcessState
-from engine_plugin.process.restarts import RestartPolicy
 from tests.patience import LIMIT, NEVER, pace, until, within
 from tests.process.conftest import CHILD, Spawner, alive, descriptors
 
@@ -603,7 +602,8 @@ async def test_any_order_of_calls_ends_without_leftover_processes(spawner: Spawn
         ready(spawner),
         on_spawn=lives.append,
         stop_timeout=draw.choice([0.0, 0.02, 5.0]),
-        restart=RestartPolicy(limit=seed % 3, backoff=0.02),
+        restart_limit=seed % 3,
+        restart_backoff=0.02,
     )
     tasks: list[asyncio.Task[None]] = []
     async with asyncio.timeout(LIMIT):

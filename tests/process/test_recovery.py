@@ -12,14 +12,14 @@ import pytest
 
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process.engine_process import EngineProcess, ProcessState
-from engine_plugin.process.health import HealthPolicy, HealthRecord
+from engine_plugin.process.health import HealthRecord
 from engine_plugin.process.restarts import RestartPolicy, Restarts
 from tests.patience import LIMIT, NEVER, pace, until, within
 from tests.process.conftest import Spawner, alive
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
-SWIFT = RestartPolicy(limit=3, backoff=0.02, longest=0.1, stable=NEVER)
+SWIFT = {"restart_limit": 3, "restart_backoff": 0.02, "stable_time": NEVER}
 
 
 class Watched:
@@ -29,7 +29,7 @@ class Watched:
         self.answers = True
         self.asked = 0
         self.pids: list[int] = []
-        given: dict[str, Any] = {"restart": SWIFT, "healthy": self._healthy, "on_spawn": self.pids.append}
+        given: dict[str, Any] = {**SWIFT, "healthy": self._healthy, "on_spawn": self.pids.append}
         actions = actions or (f"ready:{spawner.path('ready')}",)
         self.process: EngineProcess = spawner.engine(*actions, **(given | changes))
 
@@ -73,7 +73,7 @@ async def test_dead_process_is_restarted_without_a_call(spawner: Spawner, caplog
 
 @pytest.mark.promise("F20", "P2")
 async def test_call_during_a_restart_waits_for_it(spawner: Spawner) -> None:
-    watched = Watched(spawner, restart=RestartPolicy(limit=1, backoff=0.3, stable=NEVER))
+    watched = Watched(spawner, restart_limit=1, restart_backoff=0.3, stable_time=NEVER)
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -91,13 +91,13 @@ async def test_process_that_dies_repeatedly_is_left_dead_at_the_restart_limit(sp
     await within(watched.process.ensure_ready())
     await within(watched.process.ended.wait())
     assert watched.state is ProcessState.FAILED
-    assert len(watched.pids) == 1 + SWIFT.limit
+    assert len(watched.pids) == 1 + SWIFT["restart_limit"]
     assert "exit code 9" in watched.process.failure
     assert "bad weights" in watched.process.failure
     assert "died 4 times in a row and is not restarted by itself again" in watched.process.failure
     await within(watched.process.ensure_ready())
     await within(watched.process.ended.wait())
-    assert len(watched.pids) == 2 + SWIFT.limit
+    assert len(watched.pids) == 2 + SWIFT["restart_limit"]
 
 
 @pytest.mark.promise("P2")
@@ -110,7 +110,7 @@ async def test_waiters_of_failing_restarts_get_the_last_error(spawner: Spawner) 
         "open(sys.argv[1], 'w').close(); open(sys.argv[2], 'w').close(); os.read(0, 1)\n"
     )
     argv = [sys.executable, "-I", "-S", "-c", script, str(first), spawner.path("ready")]
-    watched = Watched(spawner, argv=argv, restart=RestartPolicy(limit=2, backoff=0.2, stable=NEVER))
+    watched = Watched(spawner, argv=argv, restart_limit=2, restart_backoff=0.2, stable_time=NEVER)
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -131,7 +131,7 @@ async def test_failed_first_start_is_not_repeated(spawner: Spawner) -> None:
 @pytest.mark.promise("P2")
 async def test_death_after_the_stable_time_counts_as_the_first(spawner: Spawner) -> None:
     """With a stable time of zero, every death counts as the first."""
-    watched = Watched(spawner, restart=RestartPolicy(limit=1, backoff=0.0, stable=0.0))
+    watched = Watched(spawner, restart_limit=1, restart_backoff=0.0, stable_time=0.0)
     await within(watched.process.ensure_ready())
     for lives in range(2, 6):
         watched.kill()
@@ -141,7 +141,7 @@ async def test_death_after_the_stable_time_counts_as_the_first(spawner: Spawner)
 
 @pytest.mark.promise("F18", "P2", "P4")
 async def test_stop_during_the_back_off_ends_it(spawner: Spawner) -> None:
-    watched = Watched(spawner, restart=RestartPolicy(limit=1, backoff=NEVER, stable=NEVER))
+    watched = Watched(spawner, restart_limit=1, restart_backoff=NEVER, stable_time=NEVER)
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -180,7 +180,7 @@ async def test_descendant_in_its_own_session_ends_before_the_restart(spawner: Sp
 @pytest.mark.promise("F18")
 @pytest.mark.parametrize("limit", [0, 2])
 async def test_any_order_of_deaths_and_stops_ends(spawner: Spawner, limit: int) -> None:
-    watched = Watched(spawner, restart=RestartPolicy(limit=limit, backoff=0.01, stable=NEVER))
+    watched = Watched(spawner, restart_limit=limit, restart_backoff=0.01, stable_time=NEVER)
     for _ in range(4):
         await within(watched.process.ensure_ready())
         watched.kill()
@@ -205,12 +205,12 @@ def test_back_off_doubles_up_to_a_limit() -> None:
 # Health
 
 
-BRISK = HealthPolicy(interval=0.02, failures=3, successes=2, hung_after=0.0)
+BRISK = {"health_interval": 0.02, "health_failures": 3, "hung_timeout": 0.0}
 
 
 @pytest.mark.promise("F21")
 async def test_process_that_misses_health_checks_is_degraded_and_recovers(spawner: Spawner) -> None:
-    watched = Watched(spawner, health=BRISK)
+    watched = Watched(spawner, **BRISK)
     await within(watched.process.ensure_ready())
     watched.answers = False
     await watched.reach(ProcessState.DEGRADED)
@@ -223,7 +223,7 @@ async def test_process_that_misses_health_checks_is_degraded_and_recovers(spawne
 @pytest.mark.promise("F21")
 async def test_requested_health_check_counts_as_a_periodic_one(spawner: Spawner) -> None:
     """A host's HealthCheck sends a request at once; a single missed answer does not degrade the process."""
-    watched = Watched(spawner, health=HealthPolicy(interval=3600, failures=3, successes=2))
+    watched = Watched(spawner, health_interval=3600, health_failures=3)
     await within(watched.process.ensure_ready())
     watched.answers = False
     states = []
@@ -252,7 +252,7 @@ async def test_concurrent_health_checks_share_one_request(spawner: Spawner) -> N
         return True
 
     process = spawner.engine(
-        f"ready:{spawner.path('ready')}", healthy=healthy, health=HealthPolicy(interval=3600, failures=1)
+        f"ready:{spawner.path('ready')}", healthy=healthy, health_interval=3600, health_failures=1
     )
     await within(process.ensure_ready())
     questions = [asyncio.create_task(process.check()) for _ in range(10)]
@@ -275,8 +275,8 @@ async def test_health_answer_after_the_death_is_ignored(spawner: Spawner) -> Non
 
     go = spawner.path("go")
     actions = (f"grandchild:{spawner.path('grandchild')}", f"ready:{spawner.path('ready')}", f"until:{go}", "exit:2")
-    policy = HealthPolicy(interval=3600, failures=1)
-    process = spawner.engine(*actions, healthy=healthy, health=policy, restart=RestartPolicy(limit=0))
+    policy = {"health_interval": 3600, "health_failures": 1}
+    process = spawner.engine(*actions, healthy=healthy, **policy, restart_limit=0)
     await within(process.ensure_ready())
     asking = asyncio.create_task(process.check())
     await within(asked.wait())
@@ -294,8 +294,8 @@ async def test_health_answer_after_the_death_is_ignored(spawner: Spawner) -> Non
 async def test_hung_process_is_killed_and_restarted(spawner: Spawner) -> None:
     """It neither answers nor writes nor uses the processor, and it ignores SIGTERM."""
     ready = f"ready:{spawner.path('ready')}"
-    policy = HealthPolicy(interval=0.05, failures=2, successes=2, hung_after=0.4)
-    watched = Watched(spawner, "ignore-term", "ignore-stdin", ready, health=policy, stop_timeout=0.1)
+    policy = {"health_interval": 0.05, "health_failures": 2, "hung_timeout": 0.4}
+    watched = Watched(spawner, "ignore-term", "ignore-stdin", ready, **policy, stop_timeout=0.1)
     await within(watched.process.ensure_ready())
     watched.answers = False
     os.kill(watched.pids[0], signal.SIGSTOP)
@@ -308,10 +308,10 @@ async def test_hung_process_is_killed_and_restarted(spawner: Spawner) -> None:
 @pytest.mark.promise("F21")
 @pytest.mark.parametrize("sign", ["burn", "slow:60"])
 async def test_busy_process_is_not_taken_for_hung(spawner: Spawner, sign: str) -> None:
-    """It misses every check for three times hung_after, but computes or writes output."""
-    policy = HealthPolicy(interval=0.05, failures=2, successes=2, hung_after=pace(0.4))
+    """It misses every check for three times hung_timeout, but computes or writes output."""
+    policy = {"health_interval": 0.05, "health_failures": 2, "hung_timeout": pace(0.4)}
     sign = f"{sign}:{pace(1.2 if sign == 'burn' else 0.02)}"
-    watched = Watched(spawner, f"ready:{spawner.path('ready')}", sign, f"ready:{spawner.path('done')}", health=policy)
+    watched = Watched(spawner, f"ready:{spawner.path('ready')}", sign, f"ready:{spawner.path('done')}", **policy)
     await within(watched.process.ensure_ready())
     watched.answers = False
     await until((spawner.folder / "done").exists, "done")
@@ -327,9 +327,9 @@ async def test_single_missed_health_check_is_not_a_hang(spawner: Spawner) -> Non
         await asyncio.sleep(pace(0.2))
         return False
 
-    policy = HealthPolicy(interval=0.05, failures=1, successes=2, hung_after=pace(0.1))
+    policy = {"health_interval": 0.05, "health_failures": 1, "hung_timeout": pace(0.1)}
     actions = (f"ready:{spawner.path('ready')}", f"burn:{pace(0.6)}", f"ready:{spawner.path('done')}")
-    watched = Watched(spawner, *actions, healthy=healthy, health=policy)
+    watched = Watched(spawner, *actions, healthy=healthy, **policy)
     await within(watched.process.ensure_ready())
     await until((spawner.folder / "done").exists, "done")
     assert len(watched.pids) == 1
@@ -337,7 +337,7 @@ async def test_single_missed_health_check_is_not_a_hang(spawner: Spawner) -> Non
 
 @pytest.mark.promise("F21")
 def test_degraded_state_has_hysteresis_in_both_directions() -> None:
-    record = HealthRecord(HealthPolicy(failures=3, successes=2, hung_after=10), sign_of_life=0.0)
+    record = HealthRecord(failures=3, hung_after=10, sign_of_life=0.0)
 
     def after(answers: str) -> list[bool]:
         states = []

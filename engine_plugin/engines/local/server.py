@@ -19,8 +19,6 @@ from engine_plugin.install.software import SoftwareOptions
 from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.process import ports
 from engine_plugin.process.engine_process import Command, EngineProcess, ProcessLimits, ProcessState
-from engine_plugin.process.health import HealthPolicy
-from engine_plugin.process.restarts import RestartPolicy
 from engine_plugin.system.files import in_thread, private_folder
 from engine_plugin.transport.answers import ERROR_LIMIT
 from engine_plugin.transport.http1 import Http1Client
@@ -48,7 +46,7 @@ def socket_name() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerOptions(SoftwareOptions):
+class ServerOptions(SoftwareOptions, ProcessLimits):
     """The options that every engine on this machine has in plugin.yaml's `engine:` section. Times are seconds."""
 
     transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
@@ -59,33 +57,6 @@ class ServerOptions(SoftwareOptions):
 
     threads: int = number(0, 0, 1024)
     """Threads that compute; 0: the engine decides."""
-
-    start_timeout: float = number(60, 1, 86_400)
-    """How long a start may show no progress."""
-
-    start_limit: float = number(1800, 1, 86_400)
-    """How long a start may take in all."""
-
-    stop_timeout: float = number(1.0, 0.05, 60)
-    """How long a process may take to stop before it is killed."""
-
-    restart_limit: int = number(3, 0, 1000)
-    """How often in a row a process that died is restarted without a request."""
-
-    restart_backoff: float = number(0.5, 0, 3600)
-    """How long the first restart waits; each further one waits twice as long, at most 30 seconds."""
-
-    stable_time: float = number(60, 0, 86_400)
-    """How long a process must have served for its death to count as a first one."""
-
-    health_interval: float = number(5, 0.05, 3600)
-    """How often the server gets a health check."""
-
-    health_failures: int = number(3, 1, 1000)
-    """How many missing answers in a row make it degraded; two answers in a row make it ready again."""
-
-    hung_timeout: float = number(120, 0, 86_400)
-    """How long it may show no sign of life before it is killed and restarted; 0: for ever."""
 
     drain_timeout: float = number(30, 0, 86_400)
     """How long an unload waits for running requests before it ends them."""
@@ -139,7 +110,7 @@ class ServerProcess(EngineProcess):
         super().__init__(
             name,
             place.records.ticket(),
-            _limits(options),
+            options,
             error_marks=self.error_marks,
             stop_by_stdin=self.is_ours,
             needs=needs,
@@ -324,19 +295,3 @@ class ServerProcess(EngineProcess):
             if rival := await in_thread(ports.holder, port):
                 return port, rival
         return 0, ""
-
-
-def _limits(options: ServerOptions) -> ProcessLimits:
-    return ProcessLimits(
-        start_timeout=options.start_timeout,
-        start_limit=options.start_limit,
-        stop_timeout=options.stop_timeout,
-        health=HealthPolicy(
-            interval=options.health_interval,
-            failures=options.health_failures,
-            hung_after=options.hung_timeout,
-        ),
-        restart=RestartPolicy(
-            limit=options.restart_limit, backoff=options.restart_backoff, stable=options.stable_time
-        ),
-    )
