@@ -106,18 +106,17 @@ class Job:
 
 
 class Server(Protocol):
-    """A loaded model. `facts` go to the server process when it is ready."""
+    """A loaded model."""
 
     facts: dict[str, Any]
+    """Sent to the server process when the model is ready: `capabilities`, and possibly more."""
 
     def serve(self, inbox: Inbox, channel: Channel) -> None:
         """Answer requests until the frame `quit`."""
 
 
-class OneAtATime(ABC):
+class OneAtATime(Server, ABC):
     """A server that runs its jobs one after the other; waiting and running ones can be cancelled."""
-
-    facts: dict[str, Any]
 
     @abstractmethod
     def run(self, job: Job) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Served(OneAtATime):
             settings.path, settings.device, config, **settings.properties()
         )
         self._tokens = Tokens(settings.path)
-        self.facts: dict[str, Any] = {"context_length": self._limit, "capabilities": ["embedding"]}
+        self.facts = {"context_length": self._limit, "capabilities": ["embedding"]}
 
     def run(self, job: Job) -> dict[str, Any]:
         texts = self._texts(job.request["input"])

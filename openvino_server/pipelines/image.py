@@ -37,7 +37,7 @@ class Served(OneAtATime):
         self._pipeline = openvino_genai.Text2ImagePipeline(settings.path, settings.device, **settings.properties())
         config = self._pipeline.get_generation_config()
         self._own_size = (int(config.width), int(config.height))
-        self.facts: dict[str, Any] = {"context_length": None, "capabilities": ["image"]}
+        self.facts = {"capabilities": ["image"]}
 
     def run(self, job: Job) -> dict[str, Any]:
         request = job.request

@@ -31,7 +31,7 @@ class Served(OneAtATime):
             settings.path, settings.device, config, **settings.properties()
         )
         self._tokens = Tokens(settings.path)
-        self.facts: dict[str, Any] = {"context_length": limit, "capabilities": ["rerank"]}
+        self.facts = {"context_length": limit, "capabilities": ["rerank"]}
 
     def run(self, job: Job) -> dict[str, Any]:
         query: str = job.request["query"]

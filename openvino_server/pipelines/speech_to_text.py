@@ -39,11 +39,7 @@ class Served(OneAtATime):
         known = config.lang_to_id if config.is_multilingual else ()
         self._languages: dict[str, str] = {name.strip("<|>"): name for name in known}
         self._can_align = bool(config.alignment_heads)
-        self.facts: dict[str, Any] = {
-            "context_length": None,
-            "capabilities": ["speech-to-text", *(["words"] if self._can_align else [])],
-            "languages": sorted(self._languages),
-        }
+        self.facts = {"capabilities": ["speech-to-text", *(["words"] if self._can_align else [])]}
 
     def _open(self) -> None:
         import openvino_genai

@@ -52,11 +52,7 @@ class Served(OneAtATime):
         positions = config.get("max_text_positions")
         self._frames = int(config.get("max_speech_positions") or 0) * int(config.get("reduction_factor") or 1)
         self._piece = min(_PIECE, max(int(positions) - _SPARE, 16)) if positions else _PIECE
-        self.facts: dict[str, Any] = {
-            "context_length": None,
-            "capabilities": ["text-to-speech"],
-            "voices": list(self._voices),
-        }
+        self.facts = {"capabilities": ["text-to-speech"], "voices": list(self._voices)}
 
     def run(self, job: Job) -> dict[str, Any]:
         text: str = job.request["text"]
