@@ -87,14 +87,7 @@ class ServerProcess(EngineProcess):
     """Ports that a server which is not ours needs; it gets requests on the first."""
 
     def __init__(
-        self,
-        name: str,
-        backend: Backend,
-        options: ServerOptions,
-        place: Place,
-        *,
-        serves: str = "",
-        needs: int = 0,
+        self, name: str, backend: Backend, options: ServerOptions, place: Place, *, serves: str = "", needs: int = 0
     ) -> None:
         """`serves` replaces `name` in complaints about its health. `needs` are the bytes of its model's files.
 

@@ -97,14 +97,6 @@ class ServedFolder:
         """The folder of each model's graph, below `folder`."""
         self._lock: BaseFileLock | None = None
 
-    def lock(self) -> None:
-        """Lock the folder, unless it is locked: `remove_stale` leaves it alone then. Blocks."""
-        if self._lock is None:
-            private_folder(self.folder.parent)
-            self._lock = lock_of(self.folder)
-            with suppress(*_NO_LOCK):  # without locks, remove_stale leaves the folder alone as well
-                self._lock.acquire(timeout=0)
-
     def move_graph(self, name: str) -> None:
         """Have the next `write` put a model's graph in another folder, without which OVMS retries no failed graph."""
         self._attempts += 1
@@ -112,6 +104,11 @@ class ServedFolder:
 
     def write(self, entries: Mapping[str, ModelEntry]) -> None:
         """Write config.json for the models of these names, each of which `move_graph` was called for. Blocks."""
+        if self._lock is None:
+            private_folder(self.folder.parent)
+            self._lock = lock_of(self.folder)
+            with suppress(*_NO_LOCK):  # without locks, remove_stale leaves the folder alone as well
+                self._lock.acquire(timeout=0)
         private_folder(self.folder)
         if not self._with_graphs:
             write_json(self.config, {"models": list(entries.values())}, self.folder)

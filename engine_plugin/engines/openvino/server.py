@@ -91,14 +91,7 @@ class OpenVinoServer(ServerProcess):
     _options: OpenVinoOptions
 
     def __init__(
-        self,
-        backend: Backend,
-        options: OpenVinoOptions,
-        place: Place,
-        data: Path,
-        *,
-        mode: str,
-        only_cpu: bool,
+        self, backend: Backend, options: OpenVinoOptions, place: Place, data: Path, *, mode: str, only_cpu: bool
     ) -> None:
         """Only the embedded server listens on a socket in the folder of `place`. `data` is the data directory, `mode`
         is StartEngine's; `only_cpu`: OpenVINO has found no other device.
@@ -136,7 +129,6 @@ class OpenVinoServer(ServerProcess):
 
         A model that was being loaded when the server died is left out, because it may have killed the server.
         """
-        self.served.lock()
         self.served.write({name: entry for name, entry in self._entries.items() if name in self._proved})
         options, config = self._options, str(self.served.config)
         caches = options.cache_dir or not (self._mode == "cpu" or self._only_cpu)
