@@ -86,23 +86,26 @@ class Header:
         return self.number("split.count")
 
 
+def _part(name: str) -> re.Match[str] | None:
+    """The parts of the name of a file that is one of several."""
+    found = _PART.fullmatch(name)
+    return found if found and 1 <= int(found["number"]) <= int(found["count"]) > 1 else None
+
+
 def whole_name(name: str) -> str:
     """The file name of the joined model for the name of a part; "" for another name."""
-    found = _PART.fullmatch(name)
-    if not found or not 1 <= int(found["number"]) <= int(found["count"]) or int(found["count"]) < 2:
-        return ""
-    return f"{found['stem']}{found['suffix'] or ''}"
+    found = _part(name)
+    return f"{found['stem']}{found['suffix'] or ''}" if found else ""
 
 
 def part_names(name: str) -> tuple[str, ...]:
     """The names of all parts for the name of one; () for another name. Raises GgufError."""
-    if not whole_name(name):
+    found = _part(name)
+    if found is None:
         return ()
-    found = _PART.fullmatch(name)
-    count = int(found["count"]) if found else 0
-    if found is None or count > _MOST_PARTS:
+    count, end = int(found["count"]), found["suffix"] or ""
+    if count > _MOST_PARTS:
         raise GgufError(f"{name}: {count} parts exceed the limit of {_MOST_PARTS}")
-    end = found["suffix"] or ""
     return tuple(f"{found['stem']}-{number:05}-of-{count:05}{end}" for number in range(1, count + 1))
 
 

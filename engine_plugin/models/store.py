@@ -113,10 +113,8 @@ class ModelStore:
 
         A file that was put there by hand is inspected once, and skipped with a warning if it is not a model.
         """
-        found = {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
-        for sample in self._samples:
-            if sample.name not in found:
-                found[sample.name] = sample
+        found = {sample.name: sample for sample in self._samples}
+        found |= {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
         return [found[name] for name in sorted(found)]
 
     async def get(self, name: str) -> StoredModel:
