@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.process.python import module_command
-from engine_plugin.process.restarts import RestartPolicy, Restarts
+from engine_plugin.process.restarts import Restarts
 from engine_plugin.templates.jinja import BROKEN, TemplateError, Templates
 from engine_plugin.templates.renderer import PROGRAM, WITHIN, Renderer
 from openvino_server.errors import RequestError
@@ -176,8 +176,7 @@ class Model:
 
     async def _run(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
-        policy = RestartPolicy(settings.restart_limit, settings.restart_backoff, stable=settings.stable_time)
-        restarts = Restarts(policy)
+        restarts = Restarts(settings.restart_limit, settings.restart_backoff, settings.stable_time)
         try:
             if after is not None:
                 await asyncio.wait({after})

@@ -28,7 +28,7 @@ from engine_plugin.process import run as process_run
 from engine_plugin.process import tree
 from engine_plugin.process.health import HealthRecord, ProcessorUse
 from engine_plugin.process.records import TOKEN_VARIABLE
-from engine_plugin.process.restarts import RestartPolicy, Restarts
+from engine_plugin.process.restarts import Restarts
 from engine_plugin.process.run import ProcessRun
 from engine_plugin.system.limits import NO_FILES, files_in_use
 
@@ -150,9 +150,7 @@ class EngineProcess(ABC):
         self._error_marks = error_marks
         self._stop_by_stdin = stop_by_stdin
         self._needs = needs
-        self._restarts = Restarts(
-            RestartPolicy(limits.restart_limit, limits.restart_backoff, stable=limits.stable_time)
-        )
+        self._restarts = Restarts(limits.restart_limit, limits.restart_backoff, limits.stable_time)
         self._task: asyncio.Task[None] | None = None
         # From the first start on:
         self._settled: asyncio.Future[Exception | None]  # the outcome of the present start
@@ -282,14 +280,14 @@ class EngineProcess(ABC):
         log.error("%s", run.failure)
         if run.served is None and not self._restarts.deaths:
             return False
-        policy = self._restarts.policy
+        limit = self._limits.restart_limit
         pause = self._restarts.after_death(run.served or 0.0)
         if pause is None:
-            if policy.limit:
+            if limit:
                 self.failure += f" (it died {self.restarts} times in a row and is not restarted by itself again)"
             return False
         self._enter(ProcessState.RECOVERING)
-        log.warning("%s: restarting in %g s (%d of %d)", self.name, pause, self.restarts, policy.limit)
+        log.warning("%s: restarting in %g s (%d of %d)", self.name, pause, self.restarts, limit)
         await asyncio.wait({self._stop_wanted}, timeout=pause)
         return not self._stop_wanted.done()
 

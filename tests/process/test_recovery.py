@@ -13,7 +13,7 @@ import pytest
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process.engine_process import EngineProcess, ProcessState
 from engine_plugin.process.health import HealthRecord
-from engine_plugin.process.restarts import RestartPolicy, Restarts
+from engine_plugin.process.restarts import Restarts
 from tests.patience import LIMIT, NEVER, pace, until, within
 from tests.process.conftest import Spawner, alive
 
@@ -192,13 +192,13 @@ async def test_any_order_of_deaths_and_stops_ends(spawner: Spawner, limit: int) 
 
 
 def test_back_off_doubles_up_to_a_limit() -> None:
-    restarts = Restarts(RestartPolicy(limit=7, backoff=1.0, longest=10.0, stable=5.0))
+    restarts = Restarts(limit=7, backoff=1.0, longest=10.0, stable=5.0)
     assert [restarts.after_death(served=1.0) for _ in range(8)] == [1, 2, 4, 8, 10, 10, 10, None]
     assert restarts.after_death(served=5.0) == 1.0
     assert restarts.after_death(served=4.9) == 2.0
     restarts.forget()
     assert restarts.deaths == 0
-    endless = Restarts(RestartPolicy(limit=5000, backoff=1e-9, longest=30.0, stable=1.0))
+    endless = Restarts(limit=5000, backoff=1e-9, longest=30.0, stable=1.0)
     assert [endless.after_death(0.0) for _ in range(3000)][-1] == 30.0
 
 
