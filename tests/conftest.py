@@ -61,7 +61,7 @@ def _provokes_what_it_should(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _the_host_waits_as_long_as_this_machine_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it would kill plugins that are about to end."""
-    for name in ("_SHUTDOWN_RPC", "_EXIT"):
+    for name in ("SHUTDOWN_TIMEOUT", "EXIT_TIMEOUT"):
         monkeypatch.setattr(client, name, patience.pace(2.0))
 
 

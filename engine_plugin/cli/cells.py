@@ -1,44 +1,55 @@
-"""Table cells for a model, from its entry in ListModels or GetRunningModels."""
+"""Tables of models, from their entries in ListModels or GetRunningModels."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from engine_plugin.cli.output import print_table
 from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
-__all__ = ["can_do", "context", "idle", "memory", "vram"]
+    from engine_plugin.host import LoadedModel, ModelEntry
+
+__all__ = ["cells_of", "print_models"]
 
 _MINUTE = 60
 
 
-def context(details: Mapping[str, Any]) -> str:
+def print_models(title: str, entries: Iterable[ModelEntry], *heads: str) -> None:
+    """Print a table of models: a column of names with this title, and the columns of `cells_of` with these heads."""
+    rows = [cells_of(entry) for entry in entries]
+    print_table((title, *heads), [[row[head] for head in ("NAME", *heads)] for row in rows])
+
+
+def cells_of(entry: ModelEntry) -> dict[str, str]:
+    """Return the table cells of a model by their heads, "" for what is unknown."""
+    details, loaded = entry.get("details") or {}, entry.get("loaded") or {}
+    memory = loaded.get("memory") or 0
+    return {
+        "NAME": entry.get("name", ""),
+        "KIND": entry.get("kind", ""),
+        "SIZE": byte_size(entry.get("size", 0)),
+        "CONTEXT": _context(loaded if "loaded" in entry else details),
+        "CAPABILITIES": ", ".join(details.get("capabilities") or [entry.get("kind", "")]),
+        "QUANT": details.get("quantization_level", ""),
+        "MODIFIED": entry.get("modified_at", "")[:10],
+        "MEMORY": byte_size(memory) if memory else "",
+        "VRAM": byte_size(loaded.get("accelerator_memory") or 0) if memory else "",
+        "IDLE": _idle(loaded),
+    }
+
+
+def _context(shape: Mapping[str, Any]) -> str:
     """Return the context length in tokens, with ~ for an estimate."""
-    length = details.get("context_length") or 0
-    return f"{'~' if details.get('context_source') == 'estimate' else ''}{length}" if length else ""
+    length = shape.get("context_length") or 0
+    return f"{'~' if shape.get('context_source') == 'estimate' else ''}{length}" if length else ""
 
 
-def can_do(entry: Mapping[str, Any]) -> str:
-    """Return the capabilities of a model; its kind if they are unknown."""
-    details: Mapping[str, Any] = entry.get("details") or {}
-    return ", ".join(details.get("capabilities") or [str(entry.get("kind", ""))])
-
-
-def memory(loaded: Mapping[str, Any]) -> str:
-    """Return the memory of a loaded model; empty if it is unknown."""
-    size = loaded.get("memory") or 0
-    return byte_size(size) if size else ""
-
-
-def vram(loaded: Mapping[str, Any]) -> str:
-    """Return the accelerator memory of a loaded model; empty if its memory is unknown."""
-    return byte_size(loaded.get("accelerator_memory") or 0) if loaded.get("memory") else ""
-
-
-def idle(loaded: Mapping[str, Any]) -> str:
+def _idle(loaded: LoadedModel) -> str:
     """Return how long a loaded model has been idle, or how long it stays loaded."""
     if loaded.get("expires_at"):
         try:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import EnginePluginError, PreconditionError
@@ -27,31 +28,29 @@ _GRACE = 1.0  # seconds for running calls to end
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class Listener:
     """The servers of one plugin's services. `choose` returns an address, `on_bound` receives the bound one.
 
     A server whose socket was removed keeps its connections; another server accepts new ones. Used by `listening`.
     """
 
-    def __init__(
-        self, services: Sequence[RpcService], choose: Callable[[], str], on_bound: Callable[[str], None]
-    ) -> None:
-        self.address = ""
-        self._services = services
-        self._choose = choose
-        self._on_bound = on_bound
-        self._servers: list[AioServer] = []
-        self._touched = time.monotonic()
+    services: Sequence[RpcService]
+    choose: Callable[[], str]
+    on_bound: Callable[[str], None]
+    address: str = ""
+    servers: list[AioServer] = field(default_factory=list)
+    touched: float = field(default_factory=time.monotonic)
 
     async def open(self) -> None:
         """Listen at the address that `choose` returns. Raises EnginePluginError if that fails."""
         from engine_plugin.server.grpc_aio import AioServer
 
-        address = self._choose()
+        address = self.choose()
         server = AioServer()
-        for service in self._services:
+        for service in self.services:
             server.add(service)
-        self._servers.append(server)
+        self.servers.append(server)
         before = os.umask(0o077) if unix_path(address) is not None else None
         try:
             self.address = await server.start(address)
@@ -61,7 +60,7 @@ class Listener:
         finally:
             if before is not None:
                 os.umask(before)
-        self._on_bound(self.address)
+        self.on_bound(self.address)
 
     async def watch(self) -> None:
         """Touch the socket hourly and reopen it if it is removed. Runs until it is cancelled."""
@@ -69,9 +68,9 @@ class Listener:
         while path is not None:
             await asyncio.sleep(_LOOK)
             try:
-                if time.monotonic() - self._touched > _TOUCH:
+                if time.monotonic() - self.touched > _TOUCH:
                     os.utime(path)
-                    self._touched = time.monotonic()
+                    self.touched = time.monotonic()
                 if socket_is_gone(self.address):
                     log.warning("the socket %s was removed; serving at a new one", path)
                     await self.open()
@@ -81,7 +80,7 @@ class Listener:
 
     async def close(self) -> None:
         """Refuse new calls, let running ones end for a second, then stop the servers."""
-        await asyncio.gather(*(server.stop(_GRACE) for server in self._servers))
+        await asyncio.gather(*(server.stop(_GRACE) for server in self.servers))
 
 
 @contextlib.asynccontextmanager

@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from engine_plugin import catalogue
-from engine_plugin.cli import cells
+from engine_plugin.cli.cells import cells_of, print_models
 from engine_plugin.cli.lookup import entry_of, is_model, present
 from engine_plugin.cli.names import model_names, service_names
 from engine_plugin.cli.options import Group
-from engine_plugin.cli.output import print_fields, print_json, print_line, print_table, report, say
+from engine_plugin.cli.output import print_fields, print_json, print_line, report, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.progress import show_pull
 from engine_plugin.cli.session import plugin, running_plugin
 from engine_plugin.errors import EnginePluginError, NotFoundError, PreconditionError
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
-from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from engine_plugin.cli.context import Options
     from engine_plugin.host import LoadedModel, ModelEntry, PluginClient, PullOptions
@@ -36,8 +35,8 @@ __all__ = ["PASSWORD_VARIABLE", "models"]
 
 PASSWORD_VARIABLE = "ENGINE_PLUGIN_PULL_PASSWORD"  # noqa: S105 - the name of a variable, not a password
 
-_LISTED = ("NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED")
-_RUNNING = ("NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE")
+_LISTED = ("KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED")
+_RUNNING = ("KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE")
 
 _NONE_HERE = "no models found. Pull one: engine-plugin models pull MODEL"
 _NONE_LOADED = "no models in memory"
@@ -52,7 +51,7 @@ def models() -> None:
 async def list_(options: Options) -> None:
     """List the models on this machine."""
     async with plugin(options) as client:
-        _print_entries(options, await client.list_models(), _LISTED, _listed_row, _NONE_HERE)
+        _print_entries(options, await client.list_models(), _LISTED, _NONE_HERE)
 
 
 @models.command()
@@ -75,7 +74,7 @@ async def show(options: Options, name: str) -> None:
 async def ps(options: Options) -> None:
     """List the models in memory."""
     async with running_plugin(options) as client:
-        _print_entries(options, await client.running_models(), _RUNNING, _running_row, _NONE_LOADED)
+        _print_entries(options, await client.running_models(), _RUNNING, _NONE_LOADED)
 
 
 @models.command()
@@ -264,61 +263,31 @@ def _refuse_other_kinds(entry: ModelEntry, services: Sequence[str]) -> None:
             raise catalogue.MODEL_KIND_MISMATCH.error(model=entry["name"], kind=kind, service=service, wanted=wanted)
 
 
-def _print_entries(
-    options: Options,
-    entries: Sequence[ModelEntry],
-    heads: Sequence[str],
-    row: Callable[[ModelEntry], Sequence[str]],
-    none: str,
-) -> None:
+def _print_entries(options: Options, entries: Sequence[ModelEntry], heads: Sequence[str], none: str) -> None:
     if options.json:
         print_json(entries)
     elif not entries:
         say(none)
     else:
-        print_table(heads, [row(entry) for entry in entries])
-
-
-def _listed_row(entry: ModelEntry) -> Sequence[str]:
-    details = entry.get("details", {})
-    return (
-        entry.get("name", ""),
-        entry.get("kind", ""),
-        byte_size(entry.get("size", 0)),
-        cells.context(details),
-        cells.can_do(entry),
-        details.get("quantization_level", ""),
-        entry.get("modified_at", "")[:10],
-    )
-
-
-def _running_row(entry: ModelEntry) -> Sequence[str]:
-    loaded = entry.get("loaded", {})
-    return (
-        entry.get("name", ""),
-        entry.get("kind", ""),
-        cells.memory(loaded),
-        cells.vram(loaded),
-        cells.context(loaded),
-        cells.idle(loaded),
-    )
+        print_models("NAME", entries, *heads)
 
 
 def _facts(entry: ModelEntry, loaded: LoadedModel | None, services: Sequence[str]) -> dict[str, str]:
     """Return the fields of `show`, "" for an unknown one; `loaded` is None for a model that is not in memory."""
-    details = entry.get("details", {})
+    details, cells = entry.get("details", {}), cells_of(entry)
     source = details.get("context_source", "")
-    memory = ", ".join(filter(None, (cells.memory(loaded), cells.vram(loaded), cells.idle(loaded)))) if loaded else ""
+    running = cells_of({"loaded": loaded or {}})
+    memory = ", ".join(filter(None, (running["MEMORY"], running["VRAM"], running["IDLE"])))
     return {
-        "name": entry.get("name", ""),
-        "kind": entry.get("kind", ""),
-        "size": byte_size(entry.get("size", 0)),
+        "name": cells["NAME"],
+        "kind": cells["KIND"],
+        "size": cells["SIZE"],
         "capabilities": ", ".join(details.get("capabilities", ())),
-        "context": f"{cells.context(details)} tokens" + (f" ({source})" if source else "") if source else "",
+        "context": f"{cells['CONTEXT']} tokens ({source})" if source else "",
         "format": details.get("format", ""),
         "family": ", ".join(details.get("families", ())) or details.get("family", ""),
         "parameters": details.get("parameter_size", ""),
-        "quantization": details.get("quantization_level", ""),
+        "quantization": cells["QUANT"],
         "digest": entry.get("digest", ""),
         "modified": entry.get("modified_at", ""),
         "origin": "a sample that comes with the plugin" if entry.get("bundled") else "",

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
-from engine_plugin.cli import cells
+from engine_plugin.cli.cells import print_models
 from engine_plugin.cli.context import Options, advised
 from engine_plugin.cli.options import Command
-from engine_plugin.cli.output import print_fields, print_json, print_table, say
+from engine_plugin.cli.output import print_fields, print_json, say
 from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.session import plugin
 from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError
-from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -106,22 +105,11 @@ def _print(shown: Mapping[str, Any]) -> None:
     print_fields(fields)
     if shown["loaded"]:
         click.echo()
-        print_table(("LOADED", "MEMORY", "VRAM", "IDLE"), [_loaded_row(entry) for entry in shown["loaded"]])
+        print_models("LOADED", shown["loaded"], "MEMORY", "VRAM", "IDLE")
     elif shown["running"]:
         click.echo("\nno models in memory")
     if shown["available"]:
         click.echo()
-        heads = ("AVAILABLE", "SIZE", "CONTEXT", "CAPABILITIES")
-        print_table(heads, [_available_row(entry) for entry in shown["available"]])
+        print_models("AVAILABLE", shown["available"], "SIZE", "CONTEXT", "CAPABILITIES")
     elif shown["available"] is not None:
         click.echo(advised("\nno models found. Pull one: engine-plugin models pull MODEL"))
-
-
-def _loaded_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    loaded: Mapping[str, Any] = entry.get("loaded") or {}
-    return entry.get("name", ""), cells.memory(loaded), cells.vram(loaded), cells.idle(loaded)
-
-
-def _available_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    size, tokens = byte_size(entry.get("size", 0)), cells.context(entry.get("details") or {})
-    return entry.get("name", ""), size, tokens, f"[{cells.can_do(entry)}]"

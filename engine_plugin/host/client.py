@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from engine_plugin.host.link import Link
     from engine_plugin.protocol.shapes import EngineConfig, ModelEntry, PullOptions, PullProgress
 
-__all__ = ["PluginClient"]
+__all__ = ["EXIT_TIMEOUT", "SHUTDOWN_TIMEOUT", "PluginClient"]
 
-# As in go-plugin: two seconds for the Shutdown rpc, two more for the exit.
-_SHUTDOWN_RPC = 2.0
-_EXIT = 2.0
+# As in go-plugin: two seconds for the Shutdown rpc, two more for the exit. Tests set them.
+SHUTDOWN_TIMEOUT = 2.0
+EXIT_TIMEOUT = 2.0
 
 
 class PluginClient:
@@ -105,7 +105,7 @@ class PluginClient:
                 await link.channel.close()
             finally:
                 if link.process is not None:
-                    await link.process.end(_EXIT)
+                    await link.process.end(EXIT_TIMEOUT)
 
     # Services.
 
@@ -274,7 +274,7 @@ class PluginClient:
 
 def _shutdown(channel: grpc.aio.Channel) -> Awaitable[Any]:
     rpc = controller_pb2.DESCRIPTOR.services_by_name["GRPCController"].methods_by_name["Shutdown"]
-    call: Awaitable[Any] = method(channel, rpc)(controller_pb2.Empty(), timeout=_SHUTDOWN_RPC)
+    call: Awaitable[Any] = method(channel, rpc)(controller_pb2.Empty(), timeout=SHUTDOWN_TIMEOUT)
     return call
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -84,12 +85,8 @@ def _shape(message: Message) -> dict[str, Any]:
 
 def _decode(field: Any, value: Any) -> Any:
     if isinstance(value, bytes):
-        try:
-            return json.loads(value)
-        except ValueError:
-            pass
-        try:
-            return value.decode()
-        except ValueError:
-            return {"base64": base64.b64encode(value).decode()}
+        for read in (json.loads, bytes.decode):
+            with suppress(ValueError):
+                return read(value)
+        return {"base64": base64.b64encode(value).decode()}
     return dict(value) if field.message_type is not None and field.message_type.GetOptions().map_entry else value

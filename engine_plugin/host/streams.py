@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import grpc.aio
-
 from engine_plugin.errors import BadGatewayError, EnginePluginError
 from engine_plugin.host.link import sendable
 from engine_plugin.protocol.stubs import provider_pb2 as pb
@@ -84,24 +82,18 @@ class Call:
             # Not `read`: after a late write it drops messages that the plugin had sent before.
             if self._messages is None:
                 self._messages = aiter(self._started())
-            message = await self._link.attempt(anext(self._messages, grpc.aio.EOF))
-            if message is grpc.aio.EOF:
+            message = await self._link.attempt(anext(self._messages, None))
+            if message is None:
                 raise StopAsyncIteration
             if self._checked:
                 await self._link.check(message, self._call)
-        except asyncio.CancelledError:
+        except BaseException as error:
             task = asyncio.current_task()
-            if self._over and not (task and task.cancelling()):
-                raise StopAsyncIteration from None  # another task has closed this stream
+            ended = isinstance(error, EnginePluginError) and self._link.ended_before(error)
+            closed = isinstance(error, asyncio.CancelledError) and self._over  # by another task
             await self.aclose()
-            raise
-        except EnginePluginError as error:
-            await self.aclose()
-            if self._link.ended_before(error):
+            if ended or (closed and not (task and task.cancelling())):
                 raise StopAsyncIteration from None
-            raise
-        except BaseException:
-            await self.aclose()
             raise
         return message
 

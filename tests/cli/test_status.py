@@ -33,9 +33,9 @@ def shown(place: Workplace) -> dict[str, Any]:
 
 AVAILABLE = [
     "AVAILABLE      SIZE   CONTEXT  CAPABILITIES",
-    "embedder       2 KiB  512      [embedding]",
-    "guessed        2 KiB  ~8192    [completion]",
-    "tagged:latest  2 KiB  40960    [completion, tools]",
+    "embedder       2 KiB  512      embedding",
+    "guessed        2 KiB  ~8192    completion",
+    "tagged:latest  2 KiB  40960    completion, tools",
 ]
 
 

@@ -23,8 +23,8 @@ Launch: TypeAlias = Callable[..., Awaitable[PluginClient]]
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the limit for a plugin's end to what this machine needs."""
-    monkeypatch.setattr(client, "_SHUTDOWN_RPC", pace(1.0))
-    monkeypatch.setattr(client, "_EXIT", pace(1.0))
+    monkeypatch.setattr(client, "SHUTDOWN_TIMEOUT", pace(1.0))
+    monkeypatch.setattr(client, "EXIT_TIMEOUT", pace(1.0))
 
 
 @pytest.fixture
