@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -30,6 +29,8 @@ _LOOK_AGAIN = 0.05
 # `serve` stops the engine first, within a bound of its own; after this time it is killed.
 _END = 40.0
 _LOG_TAIL = 5
+# On Windows; elsewhere it has a session of its own.
+_APART = getattr(subprocess, "DETACHED_PROCESS", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
 
 async def start_server(manifest: Manifest) -> ServerRecord:
@@ -71,9 +72,6 @@ async def _wait_ready(process: subprocess.Popen[bytes], records: ServerRecordSto
 
 def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
     command = own_command("engine_plugin.cli.main", "serve", "--plugin", str(manifest.plugin_dir))
-    apart: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
     log.touch(0o600)
     log.chmod(0o600)  # the umask may have removed more
     with log.open("wb") as output:
@@ -84,7 +82,8 @@ def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             cwd=manifest.plugin_dir,
             env=own_environ(os.environ) | {LOG_VARIABLE: str(log)},
-            **apart,
+            start_new_session=True,
+            creationflags=_APART,
         )
 
 

@@ -43,7 +43,10 @@ class Listener:
     touched: float = field(default_factory=time.monotonic)
 
     async def open(self) -> None:
-        """Listen at the address that `choose` returns. Raises EnginePluginError if that fails."""
+        """Listen at the address that `choose` returns; a socket gets its mode from the umask of `serve`.
+
+        Raises EnginePluginError if that fails.
+        """
         from engine_plugin.server.grpc_aio import AioServer
 
         address = self.choose()
@@ -51,15 +54,11 @@ class Listener:
         for service in self.services:
             server.add(service)
         self.servers.append(server)
-        before = os.umask(0o077) if unix_path(address) is not None else None
         try:
             self.address = await server.start(address)
         except OSError as error:
             reason = str(error.strerror).rstrip(".")
             raise PreconditionError(f"{address}: {reason}. Choose another --address") from error
-        finally:
-            if before is not None:
-                os.umask(before)
         self.on_bound(self.address)
 
     async def watch(self) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import grpc
 import grpc.aio
@@ -31,9 +31,18 @@ if TYPE_CHECKING:
     from engine_plugin.host.logs import LogLine
     from engine_plugin.system.certificates import Identity
 
-__all__ = ["connect", "launch"]
+__all__ = ["LaunchOptions", "connect", "launch"]
 
 _HEALTH_SERVICE = "plugin"
+
+
+class LaunchOptions(TypedDict, total=False):
+    """The options of `launch` that a registry passes on."""
+
+    env: Mapping[str, str] | None
+    start_timeout: float
+    on_log: Callable[[LogLine], None] | None
+    auto_mtls: bool
 
 
 async def launch(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from engine_plugin.errors import NotFoundError, Problem
 from engine_plugin.host.launch import launch
 from engine_plugin.manifest import inspect_manifest, manifest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from engine_plugin.host.client import PluginClient
-    from engine_plugin.host.logs import LogLine
+    from engine_plugin.host.launch import LaunchOptions
     from engine_plugin.manifest import Manifest
 
 __all__ = ["PluginRegistry"]
@@ -76,29 +76,14 @@ class PluginRegistry:
     def __len__(self) -> int:
         return len(self._manifests)
 
-    async def launch(
-        self,
-        name: str,
-        *,
-        env: Mapping[str, str] | None = None,
-        start_timeout: float = 10.0,
-        on_log: Callable[[LogLine], None] | None = None,
-        auto_mtls: bool = False,
-    ) -> PluginClient:
+    async def launch(self, name: str, **options: Unpack[LaunchOptions]) -> PluginClient:
         """Start a plugin as AOG does: its executable for this platform, no arguments, cwd = `<plugin>/bin`.
 
-        Raises NotFoundError, ManifestError (no executable for this platform) and what `launch` raises.
+        `options` are `env`, `start_timeout`, `on_log` and `auto_mtls`, as for `launch`. Raises NotFoundError,
+        ManifestError (no executable for this platform) and what `launch` raises.
         """
         executable = self.manifest(name).executable()
-        return await launch(
-            [str(executable)],
-            name=name,
-            cwd=executable.parent.parent,
-            env=env,
-            start_timeout=start_timeout,
-            on_log=on_log,
-            auto_mtls=auto_mtls,
-        )
+        return await launch([str(executable)], name=name, cwd=executable.parent.parent, **options)
 
 
 def _read(file: Path, problems: list[Problem]) -> Manifest | None:
