@@ -40,15 +40,12 @@ async def list_(options: Options, directory: Path) -> None:
     from engine_plugin.host import PluginRegistry
 
     registry = PluginRegistry.discover(directory)
-    found = [registry[name] for name in registry]
+    found = [(name, registry[name].provider.version, list(registry[name].services)) for name in registry]
     if options.json:
-        plugins = [
-            {"name": one.provider.name, "version": one.provider.version, "services": list(one.services)}
-            for one in found
-        ]
+        plugins = [{"name": name, "version": version, "services": services} for name, version, services in found]
         print_json({"plugins": plugins, "problems": [asdict(problem) for problem in registry.problems]})
         return
-    rows = [(one.provider.name, one.provider.version, ", ".join(one.services)) for one in found]
+    rows = [(name, version, ", ".join(services)) for name, version, services in found]
     print_table(("NAME", "VERSION", "SERVICES"), rows)
     for problem in registry.problems:
         say(str(problem))
@@ -77,9 +74,8 @@ async def call(
     JSON holds the fields of the request message, or the content of its request_json; "-" reads it from standard
     input. For InvokeServiceBidi it is a list of messages.
     """
-    from engine_plugin.errors import error_for_code
     from engine_plugin.host import PluginRegistry
-    from engine_plugin.host.failures import identified
+    from engine_plugin.host.failures import error_of, is_success
 
     fields = _parse(request)
     options.named = str(directory / name)
@@ -90,11 +86,10 @@ async def call(
         async with aclosing(plugin.call_json(rpc, fields, timeout=timeout)) as answers:
             async for answer in answers:
                 print_json(answer)
-                if answer.get("code", 0) not in (0, 200):
+                if not is_success(answer.get("code", 0)):
                     failed = answer
     if failed:
-        error = error_for_code(failed["code"], failed["message"] or f"code {failed['code']}")
-        raise identified(error, failed.get("metadata", {}))
+        raise error_of(failed["code"], failed["message"], failed.get("metadata", {}))
 
 
 @host.command()

@@ -16,6 +16,7 @@ from engine_plugin import __version__
 from engine_plugin.cli import COMMANDS
 from engine_plugin.cli.context import COMPLETE, Options
 from engine_plugin.cli.options import Group
+from engine_plugin.cli.output import harmless
 from engine_plugin.errors import (
     DeadlineError,
     EnginePluginError,
@@ -93,20 +94,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, EnginePluginError):
-        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if isinstance(error, EnginePluginError):
         from engine_plugin.cli.advice import explained
 
         return explained(error) or type(error).__name__
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     return f"internal error: {type(error).__name__}: {error}. Run the command with -v and report the traceback."
 
 
 def _report(options: Options, error: BaseException, text: str) -> None:
     if options.verbose:
         click.echo(redacted("".join(traceback.format_exception(error))), err=True, nl=False)
-    from engine_plugin.cli.output import harmless
-
     lines = options.advice(redacted(text)).splitlines()
     if len(lines) > _MAX_LINES and not options.verbose:
         lines = [*lines[: _MAX_LINES - 1], f"(and {len(lines) - _MAX_LINES + 1} more; -v shows them)"]

@@ -38,10 +38,10 @@ def is_success(code: int) -> bool:
     return code in (0, 200)
 
 
-def error_of(response: Any, metadata: Mapping[str, str]) -> EnginePluginError:
+def error_of(code: int, message: str, metadata: Mapping[str, str]) -> EnginePluginError:
     """The error that a response's `code` and `message`, and the metadata of its message or call, stand for."""
-    message = response.message or f"the plugin answered with code {response.code}"
-    return identified(errors.error_for_code(response.code, message), metadata)
+    message = message or f"the plugin answered with code {code}"
+    return identified(errors.error_for_code(code, message), metadata)
 
 
 def identified(error: EnginePluginError, metadata: Mapping[str, str]) -> EnginePluginError:

@@ -127,7 +127,7 @@ class Link:
             with suppress(TimeoutError, EnginePluginError):  # without metadata, the message and its code suffice
                 async with asyncio.timeout(_END_FOLLOWS):
                     metadata = _texts(await self.attempt(call.trailing_metadata()))
-        raise error_of(response, metadata)
+        raise error_of(response.code, response.message, metadata)
 
     async def attempt(self, step: Awaitable[T]) -> T:
         """Await a step of a call. gRPC errors are raised as EnginePluginError."""
