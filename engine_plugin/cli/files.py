@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import sys
 import threading
@@ -59,14 +60,11 @@ async def pieces(source: str) -> AsyncGenerator[bytes, None]:
 def _read(
     source: str, tell: Callable[[bytes | OSError], None], room: threading.Semaphore, left: threading.Event
 ) -> None:
+    standard = source == STANDARD
     try:
-        file = sys.stdin.fileno() if source == STANDARD else os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            while room.acquire() and not left.is_set() and (data := os.read(file, _PIECE)):
+        with io.FileIO(sys.stdin.fileno() if standard else source, closefd=not standard) as file:
+            while room.acquire() and not left.is_set() and (data := os.read(file.fileno(), _PIECE)):
                 tell(data)
-        finally:
-            if source != STANDARD:
-                os.close(file)
     except OSError as error:
         tell(error)
     else:
