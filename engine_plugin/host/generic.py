@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.host.link import SERVICE
-from engine_plugin.host.streams import Call
+from engine_plugin.host.streams import Call, DuplexCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -38,9 +38,9 @@ async def call_json(
     if not rpc.server_streaming:
         yield _shape(await link.attempt(link.open(rpc.name, *messages, timeout=timeout)))
         return
-    begun_with = [] if rpc.client_streaming else messages
-    async with Call(link, rpc.name, timeout, *begun_with, checked=False) as call:
-        if rpc.client_streaming:
+    kind, begun_with = (DuplexCall, []) if rpc.client_streaming else (Call, messages)
+    async with kind(link, rpc.name, timeout, *begun_with, checked=False) as call:
+        if isinstance(call, DuplexCall):
             for message in messages:
                 await call.write(message)
             await call.done_sending()

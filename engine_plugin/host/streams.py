@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.host.link import Link
 
-__all__ = ["BidiCall", "BidiMessage", "Call", "ChunkStream"]
+__all__ = ["BidiCall", "BidiMessage", "Call", "ChunkStream", "DuplexCall"]
 
 
 _ENDED = "the conversation has ended. See the plugin's last message for the reason"
@@ -50,7 +50,7 @@ class Call:
         return self
 
     async def __anext__(self) -> Any:
-        return await self.read()
+        return await self._read()
 
     async def aclose(self) -> None:
         """End the call. If it is still running, it is cancelled and the plugin stops its work. Idempotent."""
@@ -66,15 +66,7 @@ class Call:
             self._call = self._link.open(self._rpc, *self._request, timeout=self._timeout)
         return self._call
 
-    async def write(self, message: Message) -> None:
-        """Send a message; waits if the plugin reads slowly."""
-        await self._link.attempt(self._started().write(sendable(message)))
-
-    async def done_sending(self) -> None:
-        """Half-close the call: no more messages follow; answers can still arrive."""
-        await self._link.attempt(self._started().done_writing())
-
-    async def read(self) -> Any:
+    async def _read(self) -> Any:
         """Return the next message. Raises StopAsyncIteration at the end, or the error of the call."""
         try:
             if self._over:
@@ -98,6 +90,18 @@ class Call:
         return message
 
 
+class DuplexCall(Call):
+    """A call in which both sides send messages, in any order."""
+
+    async def write(self, message: Message) -> None:
+        """Send a message; waits if the plugin reads slowly."""
+        await self._link.attempt(self._started().write(sendable(message)))
+
+    async def done_sending(self) -> None:
+        """Half-close the call: no more messages follow; answers can still arrive."""
+        await self._link.attempt(self._started().done_writing())
+
+
 class ChunkStream(Call):
     """The chunks of a streamed answer: `async with client.stream(…) as chunks: async for chunk in chunks`.
 
@@ -112,7 +116,7 @@ class ChunkStream(Call):
 
     async def __anext__(self) -> bytes:
         while True:
-            message: pb.InvokeServiceStreamResponse = await self.read()
+            message: pb.InvokeServiceStreamResponse = await self._read()
             self.metadata.update(message.metadata)
             self._over = message.is_final
             if message.chunk_data:
@@ -128,7 +132,7 @@ class BidiMessage:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-class BidiCall(Call):
+class BidiCall(DuplexCall):
     """A conversation with a service: `send` and iterate, in any order. Leaving the context cancels it."""
 
     def __init__(self, link: Link, timeout: float | None, service: str, auth: str) -> None:
@@ -159,5 +163,5 @@ class BidiCall(Call):
             raise
 
     async def __anext__(self) -> BidiMessage:
-        message: pb.InvokeServiceBidiResponse = await self.read()
+        message: pb.InvokeServiceBidiResponse = await self._read()
         return BidiMessage(message.data, message.message_type, dict(message.metadata))
