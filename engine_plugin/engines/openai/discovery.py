@@ -77,13 +77,10 @@ class AttachedServer:
         """The model of this name; None if the server does not list it."""
         return next((found for found in self.info.models if found.name == name), None)
 
-    def services(self, services: Sequence[str]) -> list[str]:
-        """Those of `services` that the server has, as far as known."""
-        return [
-            service
-            for service in services
-            if service not in self.missing_services and (self.info.services is None or service in self.info.services)
-        ]
+    def has(self, service: str) -> bool:
+        """Whether the server has a service, as far as known."""
+        reported = self.info.services
+        return service not in self.missing_services and (reported is None or service in reported)
 
     def unreachable(self, error: UnavailableError) -> UnavailableError:
         """The error for a failed connection."""

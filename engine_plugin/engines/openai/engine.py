@@ -290,7 +290,7 @@ class OpenAIEngine(Engine):
     async def _using(self, service: str, model: str) -> AsyncIterator[Exchange]:
         """An exchange with the server. Raises UnsupportedError if it is known not to have the service."""
         attachment = await self._connection.get()
-        if service not in attachment.services([service]):
+        if not attachment.has(service):
             raise no_service(attachment, service)
         try:
             async with self._admission.slots(1):

@@ -180,5 +180,5 @@ def model_missing(attachment: AttachedServer, name: str) -> ModelNotFoundError:
 
 def no_service(attachment: AttachedServer, service: str) -> UnsupportedError:
     """The error for a service that the server does not have."""
-    services = ", ".join(attachment.services(sorted(KIND_OF_SERVICE))) or "none"
+    services = ", ".join(filter(attachment.has, sorted(KIND_OF_SERVICE))) or "none"
     return catalogue.SERVICE_UNSUPPORTED.error(engine=attachment.title, service=service, able=services)
