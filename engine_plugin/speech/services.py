@@ -24,7 +24,7 @@ from engine_plugin.speech.live import transcribe_live
 from engine_plugin.speech.live_task import LiveTask
 from engine_plugin.speech.options import LiveOptions
 from engine_plugin.speech.subtitles import Segment, format_transcription
-from engine_plugin.system.files import in_thread, private_folder, write_whole
+from engine_plugin.system.files import in_thread, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -164,9 +164,15 @@ class SpeechServices:
         private_folder(self._output)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         path = self._output.absolute() / f"speech-{stamp}-{secrets.token_hex(6)}.wav"
-        with _SAVING:
-            write_whole(path, wav, path.parent)
-            self._prune(path)
+        temporary = path.with_suffix(".part")
+        temporary.touch(0o600, exist_ok=False)
+        try:
+            temporary.write_bytes(wav)  # not synced to the disk, which would delay the answer
+            with _SAVING:
+                temporary.replace(path)
+                self._prune(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         return path
 
     def _prune(self, newest: Path) -> None:
@@ -177,7 +183,7 @@ class SpeechServices:
                 written = path.stat().st_mtime
                 if path.suffix == ".wav" and path != newest:
                     dated.append((written, path))
-                elif path.suffix == ".tmp" and written < time.time() - _STALE:
+                elif path.suffix == ".part" and written < time.time() - _STALE:
                     path.unlink(missing_ok=True)
         for _written, path in sorted(dated, reverse=True)[max(0, self._max_files - 1) :]:
             with suppress(OSError):  # Windows: the file is open; the next call tries again

@@ -75,7 +75,7 @@ async def test_only_the_newest_files_are_kept(server: Server, tmp_path: Path) ->
     output = tmp_path / "output"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    stale, fresh = output / "speech-1.wav.7.tmp", output / "speech-2.wav.7.tmp"
+    stale, fresh = output / "speech-1.part", output / "speech-2.part"
     for path in (stale, fresh):
         path.write_bytes(b"half")
     os.utime(stale, (1, 1))
@@ -86,7 +86,7 @@ async def test_only_the_newest_files_are_kept(server: Server, tmp_path: Path) ->
             os.utime(urls[-1], (number + 1, time.time() - 100 + number))
         answers = await asyncio.gather(*(speak(speech, text="x") for _ in range(6)))
     left = {entry.name for entry in output.iterdir()}
-    assert {"notes.txt", "speech-2.wav.7.tmp"} < left
+    assert {"notes.txt", "speech-2.part"} < left
     assert len(left) == 5, left
     assert not left & {Path(url).name for url in urls[:2]}
     assert any(there(answer["url"]) for answer in answers)
