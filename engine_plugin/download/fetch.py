@@ -42,6 +42,9 @@ _FLUSH_BYTES = 1024 * 1024
 _FLUSH_S = 0.1
 """Received bytes are written in pieces of this size, or after this time, whichever comes first."""
 
+_SMALL = 64 * 1024
+"""Bytes of one of several files whose end needs no event."""
+
 
 class ProgressReport:
     """Publishes how far a download or copy is as ChunkProgress, about ten times a second.
@@ -61,17 +64,18 @@ class ProgressReport:
 
     def begin(self, completed: int, total: int) -> None:
         """From now on report several files of `total` bytes together, of which `completed` are here."""
-        self._before, self._whole = completed, total
-        self.at(0, 0, last=True)
+        self._before, self._whole, self._next = completed, total, 0.0
+        self.at(0, 0)
 
     def at(self, completed: int, total: int, *, last: bool = False) -> None:
         """So many bytes of the current file are here, of `total` (0: unknown).
 
-        Called for each piece, and at the end as `last`, which is always published for the only or the last file.
+        Called for each piece, and at the end as `last`, which is always published, except for a small one of several
+        files.
         """
         self.completed, self.total = self._before + completed, self._whole or total
         now = time.monotonic()
-        if now >= self._next or (last and self.completed >= self._whole):
+        if now >= self._next or (last and (self.completed >= self._whole or total >= _SMALL)):
             self._next = now + self._every_s
             digest = f"sha256:{self.sha256}" if self.sha256 and not self._whole else ""
             self.publish(ChunkProgress(digest, self.completed, self.total))
@@ -79,7 +83,8 @@ class ProgressReport:
     def file_done(self, size: int) -> None:
         """A file is complete, with so many bytes."""
         self._before += size
-        self.at(0, self._before, last=True)
+        if self._before >= self._whole:
+            self.at(0, self._before, last=True)
 
 
 @dataclass(eq=False)
