@@ -96,7 +96,7 @@ async def test_progress_extends_start_timeout(begin: Begin) -> None:
         "tiny_chat_gguf": [{"load_seconds": pace(2), "load_lines": 0.05}],
         "tiny_embed_gguf": [{"load_seconds": pace(2), "load_burns": True}],
     }
-    world = await begin(of=lives, start_timeout=pace(0.8))
+    world = await begin(of=lives, start_timeout=pace(1))
     async with asyncio.timeout(LIMIT):
         await asyncio.gather(*(world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")))
     assert world.life == 2
@@ -141,7 +141,7 @@ async def test_progress_does_not_extend_the_start_beyond_its_limit(begin: Begin)
 async def test_stalled_pull_does_not_count_toward_start_timeout(begin: Begin) -> None:
     """It stalls for longer than start_timeout; models load and fail to load meanwhile."""
     world = await begin(
-        of={"tiny_chat_gguf": [{"never_ready": True}, {}]}, start_timeout=pace(0.8), start_limit=pace(4)
+        of={"tiny_chat_gguf": [{"never_ready": True}, {}]}, start_timeout=pace(1), start_limit=pace(4)
     )
     stalled = Script(stall_after=1000)
     async with file_server(ENDLESS.read_bytes()) as server:
@@ -212,7 +212,7 @@ async def test_engine_that_fails_its_first_request_is_not_ready(
 async def test_unanswered_first_request_fails_the_start(begin: Begin) -> None:
     """Neither with nor without a head of an answer."""
     hang, head = ([{"rules": [{"on": "probe", "do": what}]}, {}] for what in ("hang", "head"))
-    world = await begin(of={"tiny_chat_gguf": hang, "tiny_embed_gguf": head}, start_timeout=pace(0.8))
+    world = await begin(of={"tiny_chat_gguf": hang, "tiny_embed_gguf": head}, start_timeout=pace(1))
     async with asyncio.timeout(LIMIT):
         for _ in range(2):
             loads = [world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")]
