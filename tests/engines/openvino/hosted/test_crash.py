@@ -76,10 +76,14 @@ class Callers:
         self._stopped.update(names)
         _ended, not_ended = await asyncio.wait([self.calls[name] for name in names], timeout=LIMIT)
         assert not not_ended, [name for name in names if not self.calls[name].done()]
+        return self.failures(names)
+
+    def failures(self, names: list[str]) -> dict[str, str]:
+        """The codes and messages of those that have failed."""
         failed: dict[str, str] = {}
         for name in names:
-            error = self.calls[name].exception()
-            if error is not None:
+            call = self.calls[name]
+            if call.done() and (error := call.exception()) is not None:
                 assert isinstance(error, EnginePluginError)
                 failed[name] = f"{error.code} {error}"
         return failed
@@ -109,8 +113,10 @@ async def test_crash_during_eight_calls_fails_only_affected_calls(scene: HostedS
             server = scene.server()
             async with Callers(plugin) as callers:
                 hurt(server)
-                failures = await callers.stop(list(callers.calls))
-                assert "talk" in failures
+                # A conversation goes on with the next server if no part of it was being transcribed.
+                failures = await callers.stop([name for name in callers.calls if name != "talk"])
+                assert failures
+                failures |= callers.failures(["talk"])
                 for failure in failures.values():
                     assert failure.startswith(f"502 the OpenVINO server {words}")
             await all_answer(plugin)
