@@ -13,7 +13,7 @@ from engine_plugin.services import CONVERSATION_VALIDATORS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
 
 __all__ = ["MOST_KEPT", "Replayable", "checked", "opening", "resumed"]
 
@@ -21,7 +21,9 @@ MOST_KEPT = 64
 """Messages that are kept for a replay; a longer conversation cannot be replayed."""
 
 
-async def checked(service_name: str, messages: AsyncIterator[BidiMessage]) -> AsyncGenerator[BidiMessage, None]:
+async def checked(
+    service_name: str, messages: AsyncIterator[ConversationMessage]
+) -> AsyncGenerator[ConversationMessage, None]:
     """Yield the messages. Raises InvalidRequestError at the first that no engine could understand."""
     validator = CONVERSATION_VALIDATORS.get(service_name)
     async for message in messages:
@@ -33,16 +35,16 @@ async def checked(service_name: str, messages: AsyncIterator[BidiMessage]) -> As
 class Replayable:
     """Messages that an engine can be given a second time until `forget` is called."""
 
-    def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
+    def __init__(self, messages: AsyncIterator[ConversationMessage]) -> None:
         self._messages = messages
-        self._kept: list[BidiMessage] | None = []
+        self._kept: list[ConversationMessage] | None = []
         """None when there were too many to keep."""
-        self._replay: Iterator[BidiMessage] = iter(())
+        self._replay: Iterator[ConversationMessage] = iter(())
 
-    def __aiter__(self) -> AsyncIterator[BidiMessage]:
+    def __aiter__(self) -> AsyncIterator[ConversationMessage]:
         return self
 
-    async def __anext__(self) -> BidiMessage:
+    async def __anext__(self) -> ConversationMessage:
         if (message := next(self._replay, None)) is not None:
             return message
         message = await anext(self._messages)
@@ -61,14 +63,14 @@ class Replayable:
 
 
 async def opening(
-    service_name: str, answers: AsyncIterator[BidiMessage]
-) -> tuple[list[BidiMessage], EnginePluginError | None]:
+    service_name: str, answers: AsyncIterator[ConversationMessage]
+) -> tuple[list[ConversationMessage], EnginePluginError | None]:
     """Return the engine's first answers, and the error if they end in one.
 
     An answer that only announces a failure is not the last one of the opening: the error follows it.
     """
     validator = CONVERSATION_VALIDATORS.get(service_name)
-    first: list[BidiMessage] = []
+    first: list[ConversationMessage] = []
     try:
         async for answer in answers:
             first.append(answer)
@@ -80,8 +82,10 @@ async def opening(
 
 
 async def resumed(
-    first: Sequence[BidiMessage], failure: EnginePluginError | None, answers: AsyncIterator[BidiMessage]
-) -> AsyncGenerator[BidiMessage, None]:
+    first: Sequence[ConversationMessage],
+    failure: EnginePluginError | None,
+    answers: AsyncIterator[ConversationMessage],
+) -> AsyncGenerator[ConversationMessage, None]:
     """Yield what `opening` took, then its error or the rest of the answers."""
     for answer in first:
         yield answer

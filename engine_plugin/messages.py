@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BidiMessage"]
+__all__ = ["ConversationMessage"]
 
 
 @dataclass(frozen=True, slots=True)
-class BidiMessage:
+class ConversationMessage:
     """One message of a conversation. `message_type` is "text" or "binary"."""
 
     data: bytes

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.engines.base import Engine, Health
     from engine_plugin.manifest import Manifest, ServiceSpec
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.store import ModelInfo, PullRequest
     from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
     from engine_plugin.services import RequestValidator
@@ -146,8 +146,8 @@ class Plugin:
 
     @asynccontextmanager
     async def converse(
-        self, service_name: str, messages: AsyncIterator[BidiMessage]
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service_name: str, messages: AsyncIterator[ConversationMessage]
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         """Hold a conversation. Without a positive timeout in plugin.yaml it has no deadline.
 
         A missing model is pulled as for `invoke`, before the first answer.
@@ -166,8 +166,8 @@ class Plugin:
 
     @asynccontextmanager
     async def _pulling_conversation(
-        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: _Default
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service: ServiceSpec, messages: AsyncIterator[ConversationMessage], default: _Default
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         """A conversation that is begun again, with the same messages, once its missing model has been pulled."""
         replayable = conversations.Replayable(messages)
         async with AsyncExitStack() as stack:
@@ -184,8 +184,8 @@ class Plugin:
 
     @asynccontextmanager
     async def _conversation(
-        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: _Default
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service: ServiceSpec, messages: AsyncIterator[ConversationMessage], default: _Default
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         with self._naming_default(service, default):
             async with (
                 deadline(deadlines.allowed(service, "bidi"), service.service_name, _RAISE),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from openvino_server.config import ModelSpec
 
-__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "ServerSettings"]
+__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "ModelSettings"]
 
 LOADING, AVAILABLE, UNLOADING, END = "LOADING", "AVAILABLE", "UNLOADING", "END"
 _CHAT_SEQUENCES = 256  # OVMS's default of max_num_seqs
@@ -30,7 +30,7 @@ _STOP_WITHIN = 2.0
 
 
 @dataclass(frozen=True)
-class ServerSettings:
+class ModelSettings:
     """The settings of the server that concern models. Times in seconds, sizes in bytes.
 
     A worker without a sign of life is killed after `start_timeout` while it loads, after `hung_timeout` (0: never)
@@ -54,7 +54,7 @@ class Model:
     """A model that is loaded, served or unloaded. `state` has OVMS's names; `error` is the reason for END."""
 
     def __init__(
-        self, spec: ModelSpec, settings: ServerSettings, argv: Sequence[str], environ: Mapping[str, str]
+        self, spec: ModelSpec, settings: ModelSettings, argv: Sequence[str], environ: Mapping[str, str]
     ) -> None:
         self.name = spec.name
         self.kind = spec.kind

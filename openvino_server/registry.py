@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
     from pathlib import Path
 
-    from openvino_server.model import ServerSettings
+    from openvino_server.model import ModelSettings
 
 __all__ = ["Registry", "State"]
 
@@ -30,7 +30,7 @@ class Registry:
     """All models of one server. `argv` runs a worker."""
 
     def __init__(
-        self, config: Path, settings: ServerSettings, argv: Sequence[str], environ: Mapping[str, str]
+        self, config: Path, settings: ModelSettings, argv: Sequence[str], environ: Mapping[str, str]
     ) -> None:
         self._config = config
         self._settings = settings

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openvino_server.app import make_app, serve_http
-from openvino_server.model import ServerSettings
+from openvino_server.model import ModelSettings
 from openvino_server.registry import Registry
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def serve(settings: dict[str, Any], stdin: int, worker: Sequence[str] = WORKER) 
 async def _serve(settings: dict[str, Any], stdin: int, worker: Sequence[str]) -> None:
     if missing := {"host", "key", "config"} - settings.keys():
         raise ValueError(f"missing: {', '.join(sorted(missing))}")
-    known = {field.name for field in fields(ServerSettings)}
+    known = {field.name for field in fields(ModelSettings)}
     registry = Registry(
         Path(settings["config"]),
-        ServerSettings(**{name: value for name, value in settings.items() if name in known}),
+        ModelSettings(**{name: value for name, value in settings.items() if name in known}),
         worker,
         os.environ,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine_plugin.download.events import ChunkProgress, Success
 from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 
 if TYPE_CHECKING:
@@ -151,17 +151,17 @@ class SmallEngine(Engine):
 
     @asynccontextmanager
     async def converse(
-        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service: str, messages: AsyncIterator[ConversationMessage], default_model: str
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         self._step("converse")
 
-        async def answers() -> AsyncIterator[BidiMessage]:
+        async def answers() -> AsyncIterator[ConversationMessage]:
             async for message in messages:
                 if message.data == b"hang":
                     await self._hang()
                 if message.data == b"fail":
                     raise EnginePluginError("the engine does not understand")
-                yield BidiMessage(
+                yield ConversationMessage(
                     message.data[::-1],
                     message.message_type,
                     {"service": service, "model": default_model, **message.metadata},

@@ -8,7 +8,7 @@ import pytest
 
 from engine_plugin.deadlines import STREAM, UNARY, allowed, deadline
 from engine_plugin.errors import DeadlineError
-from engine_plugin.manifest import Capabilities, ServiceSpec
+from engine_plugin.manifest import ServiceCapabilities, ServiceSpec
 
 
 def spec(timeout: int) -> ServiceSpec:
@@ -24,7 +24,7 @@ def spec(timeout: int) -> ServiceSpec:
         support_models=(),
         config_ref="",
         timeout=timeout,
-        capabilities=Capabilities(support_streaming=True, support_bidirectional=True),
+        capabilities=ServiceCapabilities(support_streaming=True, support_bidirectional=True),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from engine_plugin import redaction
 from engine_plugin.cli.advice import explained
 from engine_plugin.cli.main import main
-from engine_plugin.download.events import Error, Status, progress_json
+from engine_plugin.download.events import Error, StepStarted, progress_json
 from engine_plugin.errors import DownloadError
 from engine_plugin.goplugin.hclog import HclogFormatter
 from engine_plugin.redaction import RedactingFormatter, entered, redacted
@@ -89,7 +89,7 @@ def test_errors_events_and_log_records_are_redacted() -> None:
     entered("open-sesame")
     error = DownloadError("refused: open-sesame")
     assert error.message == "refused: ***"
-    for event in (Status("sending open-sesame"), Error("open-sesame", 500)):
+    for event in (StepStarted("sending open-sesame"), Error("open-sesame", 500)):
         assert "***" in json.loads(progress_json(event))["status"]
         assert b"sesame" not in progress_json(event)
     try:

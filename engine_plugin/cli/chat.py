@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.conversation import SERVICE, Conversation, Picture, Settings
+from engine_plugin.cli.conversation import SERVICE, ChatParameters, Conversation, Picture
 from engine_plugin.cli.files import STANDARD, read_bytes, read_text
 from engine_plugin.cli.options import Command, model_options
 from engine_plugin.cli.plugins import chosen_manifest
@@ -54,7 +54,7 @@ async def chat(
     "-" in PROMPT stands for standard input: git diff | engine-plugin chat "What is new here?" -
     """
     spec = chosen_manifest(options).service(SERVICE)
-    conversation = Conversation(spec, Settings(**settings))
+    conversation = Conversation(spec, ChatParameters(**settings))
     if prompt or not sys.stdin.isatty():
         text = await _text(prompt or (STANDARD,))
         await _answer_once(options, conversation, text, await _pictures(images), auto_pull)

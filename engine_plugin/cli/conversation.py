@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
     from engine_plugin.manifest import ServiceSpec
 
-__all__ = ["SERVICE", "Conversation", "Picture", "Piece", "Settings", "piece_of"]
+__all__ = ["SERVICE", "ChatParameters", "Conversation", "Picture", "Piece", "piece_of"]
 
 SERVICE = "chat"
 """The service that answers."""
@@ -30,7 +30,7 @@ class Picture:
 
 
 @dataclass(slots=True)
-class Settings:
+class ChatParameters:
     """Parameters of the requests; None leaves a parameter to the plugin and its model.
 
     `think` enables or disables thinking in models that support it.
@@ -57,7 +57,7 @@ class Conversation:
     """The messages so far, in the service's flavor of JSON."""
 
     spec: ServiceSpec
-    settings: Settings
+    settings: ChatParameters
     timeout: float | None = None
     """Seconds for an answer; None leaves the deadline to the plugin."""
     _said: list[dict[str, Any]] = field(default_factory=list)

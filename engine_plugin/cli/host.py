@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.conversation import SERVICE, Conversation, Settings
+from engine_plugin.cli.conversation import SERVICE, ChatParameters, Conversation
 from engine_plugin.cli.options import Group
 from engine_plugin.cli.output import print_json, print_table, say
 from engine_plugin.cli.terminal import show_answer
@@ -116,7 +116,7 @@ async def chat(
     options.named = str(directory / name)
     registry = PluginRegistry.discover(directory)
     spec = registry.manifest(name).service(SERVICE)
-    conversation = Conversation(spec, Settings(**settings), timeout)
+    conversation = Conversation(spec, ChatParameters(**settings), timeout)
     async with await registry.launch(name, start_timeout=start_timeout) as plugin:
         await plugin.start_engine()
         await show_answer(plugin, conversation, prompt, as_json=options.json)

@@ -1,7 +1,7 @@
 """The events of a pull.
 
-Any number of `Status` and `ChunkProgress`, then one `Success` or one `Error`. `progress_json` converts them to the
-ProgressResponse of the wire.
+Any number of `StepStarted` and `ChunkProgress`, then one `Success` or one `Error`. `progress_json` writes each as the
+wire's ProgressResponse.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TypeAlias
 
 from engine_plugin.redaction import redacted
 
-__all__ = ["ChunkProgress", "Error", "PullEvent", "Status", "Success", "progress_json"]
+__all__ = ["ChunkProgress", "Error", "PullEvent", "StepStarted", "Success", "progress_json"]
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class StepStarted:
     """A step has begun, in words: `resolving tiny-chat`, `verifying sha256`."""
 
     text: str
@@ -48,7 +48,7 @@ class Error:
     code: int
 
 
-PullEvent: TypeAlias = Status | ChunkProgress | Success | Error
+PullEvent: TypeAlias = StepStarted | ChunkProgress | Success | Error
 
 
 def progress_json(event: PullEvent) -> bytes:
@@ -57,7 +57,7 @@ def progress_json(event: PullEvent) -> bytes:
     `status` is "success" only for Success, which also has the name of the model in the store; AOG does not read it.
     """
     match event:
-        case Status(text):
+        case StepStarted(text):
             shape: dict[str, object] = {"status": redacted(text)}
         case ChunkProgress(digest, completed, total):
             shape = {"status": "downloading", "digest": digest, "total": total, "completed": completed}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import ROOM_EVERY, check_reserve, check_room, disk_error
-from engine_plugin.download.events import ChunkProgress, Status
+from engine_plugin.download.events import ChunkProgress, StepStarted
 from engine_plugin.download.partial import PartialState
 from engine_plugin.download.remote import (
     DroppedError,
@@ -151,7 +151,7 @@ class Fetch:
         if not same or not self._resumable(state):
             await in_thread(self.partial.restart)
             return
-        self.progress.publish(Status("checking the bytes of an earlier download"))
+        self.progress.publish(StepStarted("checking the bytes of an earlier download"))
         await self.partial.resume()
 
     def _resumable(self, state: PartialState) -> bool:
@@ -189,7 +189,7 @@ class Fetch:
         total = self.partial.state.total or self.size
         await self._check_size(total)
         await in_thread(check_room, self.partial.folder, max(total - self.partial.size, 0))
-        self.progress.publish(Status(f"downloading {self.source.label}"))
+        self.progress.publish(StepStarted(f"downloading {self.source.label}"))
         try:
             await self._store_body(answer, total)
         except (DownloadError, OSError) as error:
@@ -237,12 +237,12 @@ class Fetch:
         if answer.response.status_code == 206:
             await self._check_rest(answer, remote)
             known = partial.state
-            self.progress.publish(Status(f"resuming after {byte_size(partial.size)}"))
+            self.progress.publish(StepStarted(f"resuming after {byte_size(partial.size)}"))
         else:
             known = PartialState()
             if partial.size:
                 await in_thread(partial.restart)
-                self.progress.publish(Status("the server sends the whole file again; starting over"))
+                self.progress.publish(StepStarted("the server sends the whole file again; starting over"))
         self._named = remote.sha256 or known.sha256
         self.progress.sha256 = self.sha256
         state = PartialState(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from engine_plugin import catalogue
-from engine_plugin.download.events import Status
+from engine_plugin.download.events import StepStarted
 from engine_plugin.download.partial import is_header_value
 from engine_plugin.download.source import LOOPBACK, without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InvalidRequestError, NotFoundError
@@ -399,5 +399,5 @@ async def patiently(
                     f"{place}: {error}; the server is busy for {wait:.0f} seconds. Try again then."
                 ) from error
             after = f", after {byte_size(here)}" if here else ""
-            publish(Status(f"{error}; trying again in {wait:.1f} s{after}"))
+            publish(StepStarted(f"{error}; trying again in {wait:.1f} s{after}"))
         await asyncio.sleep(wait)

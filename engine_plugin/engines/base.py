@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.errors import EnginePluginError, Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.store import ModelInfo, PullRequest
     from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
     from engine_plugin.services import RequestValidator
@@ -207,9 +207,9 @@ class Engine(ABC):
     def converse(
         self,
         service: str,
-        messages: AsyncIterator[BidiMessage],  # noqa: ARG002  # for engines that converse
+        messages: AsyncIterator[ConversationMessage],  # noqa: ARG002  # for engines that converse
         default_model: str,  # noqa: ARG002
-    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[ConversationMessage]]:
         """Answer a conversation message by message; `messages` ends with the host's half-close.
 
         `default_model` is for a conversation that names no model. An error raised by `messages` is the host's.

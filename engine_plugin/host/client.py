@@ -12,7 +12,7 @@ import grpc.aio
 from engine_plugin.errors import BadGatewayError, PullError
 from engine_plugin.host.generic import call_json
 from engine_plugin.host.link import method
-from engine_plugin.host.streams import BidiCall, Call, ChunkStream
+from engine_plugin.host.streams import BidiCall, ChunkStream, StreamedCall
 from engine_plugin.jsontext import answer_object
 from engine_plugin.protocol.shapes import EngineCheck, OperateStatus
 from engine_plugin.protocol.stubs import provider_pb2 as pb
@@ -239,7 +239,7 @@ class PluginClient:
         Closing the iterator (`contextlib.aclosing`) ends the pull; the next pull resumes it.
         """
         request = pb.PullModelStreamRequest(request_json=_dump(model=model, stream=True, **options))
-        async with Call(self._link, "PullModelStream", timeout, request) as call:
+        async with StreamedCall(self._link, "PullModelStream", timeout, request) as call:
             async for response in call:
                 step = _progress(response.data)
                 if "error" in step:  # a message with the code follows

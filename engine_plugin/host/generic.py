@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.host.link import SERVICE
-from engine_plugin.host.streams import Call, DuplexCall
+from engine_plugin.host.streams import DuplexCall, StreamedCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -38,7 +38,7 @@ async def call_json(
     if not rpc.server_streaming:
         yield _shape(await link.attempt(link.open(rpc.name, *messages, timeout=timeout)))
         return
-    kind, begun_with = (DuplexCall, []) if rpc.client_streaming else (Call, messages)
+    kind, begun_with = (DuplexCall, []) if rpc.client_streaming else (StreamedCall, messages)
     async with kind(link, rpc.name, timeout, *begun_with, checked=False) as call:
         if isinstance(call, DuplexCall):
             for message in messages:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from engine_plugin.host.link import Link
 
-__all__ = ["BidiCall", "BidiMessage", "Call", "ChunkStream", "DuplexCall"]
+__all__ = ["BidiCall", "BidiMessage", "ChunkStream", "DuplexCall", "StreamedCall"]
 
 
 _ENDED = "the conversation has ended. See the plugin's last message for the reason"
 
 
-class Call:
+class StreamedCall:
     """A call with a streamed answer: started on first use, read message by message, cancelled on exit.
 
     A call that sends one message takes it as `request`. With `checked`, an error code of a message is raised.
@@ -90,7 +90,7 @@ class Call:
         return message
 
 
-class DuplexCall(Call):
+class DuplexCall(StreamedCall):
     """A call in which both sides send messages, in any order."""
 
     async def write(self, message: Message) -> None:
@@ -102,7 +102,7 @@ class DuplexCall(Call):
         await self._link.attempt(self._started().done_writing())
 
 
-class ChunkStream(Call):
+class ChunkStream(StreamedCall):
     """The chunks of a streamed answer: `async with client.stream(…) as chunks: async for chunk in chunks`.
 
     Chunk boundaries have no meaning; `host.events` decodes the chunks into JSON objects. Leaving the context, or

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import disk_error
-from engine_plugin.download.events import ChunkProgress, Status
+from engine_plugin.download.events import ChunkProgress, StepStarted
 from engine_plugin.download.fetch import Fetch, ProgressReport
 from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
@@ -276,7 +276,7 @@ class Downloads:
         def publish(event: PullEvent) -> None:
             if isinstance(event, ChunkProgress) and not limit:
                 progress(event)
-            elif isinstance(event, Status):
+            elif isinstance(event, StepStarted):
                 progress(event.text)
 
         try:

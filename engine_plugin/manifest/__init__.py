@@ -15,8 +15,8 @@ from engine_plugin.manifest.load import find_manifest, inspect_manifest, lint, l
 from engine_plugin.manifest.model import (
     PLATFORM_KEYS,
     SERVICE_NAMES,
-    Capabilities,
     Manifest,
+    ServiceCapabilities,
     ServiceSpec,
     platform_key,
 )
@@ -24,8 +24,8 @@ from engine_plugin.manifest.model import (
 __all__ = [
     "PLATFORM_KEYS",
     "SERVICE_NAMES",
-    "Capabilities",
     "Manifest",
+    "ServiceCapabilities",
     "ServiceSpec",
     "find_manifest",
     "inspect_manifest",

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "PLATFORM_KEYS",
     "SERVICE_NAMES",
-    "Capabilities",
     "Manifest",
     "Platform",
     "Provider",
+    "ServiceCapabilities",
     "ServiceSpec",
     "platform_key",
 ]
@@ -72,7 +72,7 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
+class ServiceCapabilities:
     """The ways to call a service other than unary."""
 
     support_streaming: bool
@@ -94,7 +94,7 @@ class ServiceSpec:
     support_models: tuple[str, ...]
     config_ref: str
     timeout: int
-    capabilities: Capabilities
+    capabilities: ServiceCapabilities
 
     @property
     def native(self) -> bool:

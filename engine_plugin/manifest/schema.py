@@ -17,10 +17,10 @@ from engine_plugin.manifest.document import INVALID, read_document
 from engine_plugin.manifest.model import (
     PLATFORM_KEYS,
     SERVICE_NAMES,
-    Capabilities,
     Manifest,
     Platform,
     Provider,
+    ServiceCapabilities,
     ServiceSpec,
 )
 from engine_plugin.manifest.paths import absolute
@@ -116,7 +116,7 @@ def _provider(top: Section) -> Provider:
     )
 
 
-def _keys(shape: type[Provider | ServiceSpec | Capabilities | Platform]) -> tuple[str, ...]:
+def _keys(shape: type[Provider | ServiceSpec | ServiceCapabilities | Platform]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(shape))
 
 
@@ -140,7 +140,7 @@ def _services(top: Section) -> dict[str, ServiceSpec]:
 
 def _service(section: Section) -> ServiceSpec:
     section.texts("middlewares")  # AOG decodes this key but does not use it
-    capabilities = section.section("capabilities", _keys(Capabilities))
+    capabilities = section.section("capabilities", _keys(ServiceCapabilities))
     default_model = section.text("default_model")
     support_models = section.texts("support_models")
     if default_model and support_models and default_model not in support_models:
@@ -155,7 +155,7 @@ def _service(section: Section) -> ServiceSpec:
         config_ref=_config_ref(section),
         timeout=section.integer("timeout"),
         **{key: section.text(key) for key in ("task_type", "protocol", "endpoint", "auth_type")},
-        capabilities=Capabilities(**{key: capabilities.flag(key) for key in _keys(Capabilities)}),
+        capabilities=ServiceCapabilities(**{key: capabilities.flag(key) for key in _keys(ServiceCapabilities)}),
     )
 
 

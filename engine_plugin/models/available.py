@@ -7,7 +7,7 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.models.flights import PullFlights
 from engine_plugin.models.info import can_serve
 from engine_plugin.models.request import PullRequest
@@ -103,7 +103,7 @@ class MissingModels:
             async for event in events:
                 if isinstance(event, ChunkProgress):  # `tell` limits their rate
                     tell(event)
-                elif isinstance(event, Status) and event.text not in told:
+                elif isinstance(event, StepStarted) and event.text not in told:
                     told.add(event.text)
                     tell(event.text)
                 elif isinstance(event, Success):

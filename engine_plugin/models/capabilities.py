@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from engine_plugin.models.families import estimated_context, family_of, parameters_of
-from engine_plugin.models.info import FEATURE_OF_KIND, FEATURES, Capabilities
+from engine_plugin.models.info import FEATURE_OF_KIND, FEATURES, ModelCapabilities
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from engine_plugin.models.info import ModelDetails
+    from engine_plugin.models.info import ModelDescription
 
 __all__ = [
     "DigestCache",
@@ -66,10 +66,10 @@ def resolve(
     parameter_size: str = "",
     *,
     kind: str = "chat",
-    engine: Capabilities | None = None,
-    file: Capabilities | None = None,
+    engine: ModelCapabilities | None = None,
+    file: ModelCapabilities | None = None,
     overrides: Sequence[ModelOverride] = (),
-) -> Capabilities:
+) -> ModelCapabilities:
     """The capabilities of a model: features and context length, each from the first source that has it.
 
     `family` and `parameter_size` are those of its details ("" if unknown), `kind` is one of KINDS. The
@@ -77,16 +77,16 @@ def resolve(
     has the context length of a family or an estimate.
     """
     override = override_for(name, overrides)
-    configured = None if override is None else Capabilities(override.capabilities, override.context_length)
+    configured = None if override is None else ModelCapabilities(override.capabilities, override.context_length)
     said = {"configuration": configured, "engine": engine, "file": file}
     if kind == "chat":
         size = parameters_of(parameter_size) or parameters_of(name)
-        said |= {"family": family_of(name, family), "estimate": Capabilities((), estimated_context(size))}
+        said |= {"family": family_of(name, family), "estimate": ModelCapabilities((), estimated_context(size))}
     known = {source: told for source, told in said.items() if told is not None}
     features = next((told.features for told in known.values() if told.features), ())
     source = next((source for source, told in known.items() if told.context_length > 0), "")
     length = known[source].context_length if source else 0
-    return Capabilities(_ordered({*features, FEATURE_OF_KIND.get(kind, "completion")}), length, source)
+    return ModelCapabilities(_ordered({*features, FEATURE_OF_KIND.get(kind, "completion")}), length, source)
 
 
 def _ordered(features: Iterable[str]) -> tuple[str, ...]:
@@ -95,12 +95,12 @@ def _ordered(features: Iterable[str]) -> tuple[str, ...]:
     return tuple(feature for feature in FEATURES if feature in given)
 
 
-def told_by_file(kind: str, details: ModelDetails) -> Capabilities:
+def told_by_file(kind: str, details: ModelDescription) -> ModelCapabilities:
     """The capabilities that an inspection wrote into `details.extra`: features as booleans, and `context_length`."""
     told = {feature: details.extra[feature] for feature in FEATURES if isinstance(details.extra.get(feature), bool)}
     features = {FEATURE_OF_KIND.get(kind, "completion"), *(feature for feature, has in told.items() if has)}
     length = details.extra.get("context_length")
-    return Capabilities(_ordered(features) if told else (), length if type(length) is int and length > 0 else 0)
+    return ModelCapabilities(_ordered(features) if told else (), length if type(length) is int and length > 0 else 0)
 
 
 _THINKING_MARKS = ("<think>", "</think>", "enable_thinking", "reasoning_content", "<|channel|>analysis")

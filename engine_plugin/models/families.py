@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from engine_plugin.models.info import Capabilities
+from engine_plugin.models.info import ModelCapabilities
 
 __all__ = ["ESTIMATES", "FAMILIES", "LEAST", "estimated_context", "family_of", "parameters_of"]
 
@@ -34,7 +34,9 @@ _ROWS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
 )
 """Families, their context length in tokens, and their features besides completion: the table in docs/models.md."""
 
-FAMILIES = {name: Capabilities(features, context) for names, context, features in _ROWS for name in names.split(", ")}
+FAMILIES = {
+    name: ModelCapabilities(features, context) for names, context, features in _ROWS for name in names.split(", ")
+}
 
 ESTIMATES = ((70e9, 131_072), (30e9, 65_536), (13e9, 32_768), (7e9, 16_384))
 """Numbers of parameters, and the context length that is estimated from each on."""
@@ -57,7 +59,7 @@ def _plain(name: str) -> str:
 _PLAIN = {_plain(key): family for key, family in FAMILIES.items()}
 
 
-def family_of(*names: str) -> Capabilities | None:
+def family_of(*names: str) -> ModelCapabilities | None:
     """The family whose key is the longest prefix of one of the names (of a model, of its architecture)."""
     best = ""
     for name in map(_plain, names):

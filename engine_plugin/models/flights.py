@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.errors import PreconditionError, UnavailableError
 
 if TYPE_CHECKING:
@@ -155,6 +155,6 @@ class PullFlights(Generic[PlanT]):
 
     async def _drive(self, flight: _Flight[PlanT]) -> Success:
         if self._turns.locked():
-            flight.publish(Status("waiting for other pulls to end"))
+            flight.publish(StepStarted("waiting for other pulls to end"))
         async with self._turns:
             return await self._run(flight.plan, flight.publish)

@@ -22,7 +22,7 @@ from engine_plugin.errors import (
     PullError,
     UnavailableError,
 )
-from engine_plugin.models.info import KINDS, ModelDetails, StoredModel, details_from_json
+from engine_plugin.models.info import KINDS, ModelDescription, StoredModel, details_from_json
 from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Record:
     pulled_at: str = ""
     kind_given: bool = False
     references: tuple[str, ...] = ()
-    details: ModelDetails = field(default_factory=ModelDetails)
+    details: ModelDescription = field(default_factory=ModelDescription)
 
     def describes(self, extent: Extent) -> bool:
         """Whether the record is valid for a model of this extent."""

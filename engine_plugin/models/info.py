@@ -19,10 +19,10 @@ __all__ = [
     "FEATURE_OF_KIND",
     "KINDS",
     "KIND_OF_SERVICE",
-    "Capabilities",
     "Inspection",
     "Loaded",
-    "ModelDetails",
+    "ModelCapabilities",
+    "ModelDescription",
     "ModelInfo",
     "Samples",
     "StoredModel",
@@ -51,8 +51,8 @@ FEATURES = (
     "transcription",
     "speech",
 )
-"""The features in `Capabilities`: `insert` is to fill gaps in a text, `audio` sound as input of a chat, `image` to
-generate pictures, `speech` to generate sound."""
+"""The features in `ModelCapabilities`: `insert` is to fill gaps in a text, `audio` sound as input of a chat, `image`
+to generate pictures, `speech` to generate sound."""
 
 FEATURE_OF_KIND = {
     "chat": "completion",
@@ -83,7 +83,7 @@ def kind_of_type(model_type: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelDetails:
+class ModelDescription:
     """The `details` of a model in ListModels; `extra` has further JSON values that the engine read."""
 
     format: str = ""
@@ -104,11 +104,11 @@ class Inspection:
     """The result of an inspection of a model: its kind (one of KINDS) and its details."""
 
     kind: str
-    details: ModelDetails = field(default_factory=ModelDetails)
+    details: ModelDescription = field(default_factory=ModelDescription)
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
+class ModelCapabilities:
     """The features of a model (words of FEATURES) and its context length in tokens (0: unknown).
 
     `context_source` is where the context length comes from: configuration, engine, file, family, estimate, or "".
@@ -166,8 +166,8 @@ class ModelInfo:
     digest: str
     modified_at: datetime
     bundled: bool
-    details: ModelDetails
-    capabilities: Capabilities = Capabilities()
+    details: ModelDescription
+    capabilities: ModelCapabilities = ModelCapabilities()
     loaded: Loaded | None = None
     references: tuple[str, ...] = ()
     """Other names for calls: the references of its pulls, the former names of a sample."""
@@ -196,9 +196,9 @@ class StoredModel(ModelInfo):
     path: Path = field(kw_only=True)
 
 
-def details_from_json(value: Mapping[str, Any]) -> ModelDetails:
-    """Read ModelDetails that `asdict` wrote; missing fields are empty."""
-    return ModelDetails(
+def details_from_json(value: Mapping[str, Any]) -> ModelDescription:
+    """Read ModelDescription that `asdict` wrote; missing fields are empty."""
+    return ModelDescription(
         format=str(value.get("format", "")),
         family=str(value.get("family", "")),
         families=tuple(str(family) for family in value.get("families", ())),

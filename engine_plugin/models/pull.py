@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room, disk_error
-from engine_plugin.download.events import Status, Success
+from engine_plugin.download.events import StepStarted, Success
 from engine_plugin.download.fetch import Fetch, ProgressReport
 from engine_plugin.errors import (
     AuthError,
@@ -88,11 +88,11 @@ class Pull(ABC):
         Raises PullError, ModelNotFoundError, AuthError and InvalidRequestError.
         """
         name = self.plan.name
-        self.publish(Status(f"resolving {name}"))
+        self.publish(StepStarted(f"resolving {name}"))
         try:
             await in_thread(private_folder, self.index.partials)
             async with self.left.locked(
-                lambda: self.publish(Status(f"waiting for another process that pulls {name}"))
+                lambda: self.publish(StepStarted(f"waiting for another process that pulls {name}"))
             ):
                 return await self._pull_locked()
         except OSError as error:
@@ -167,7 +167,7 @@ class Pull(ABC):
         """The SHA-256 of each complete file in the staging that is the listed one. Deletes the others."""
         here = await in_thread(self.left.prepare, [file.path for file in files])
         if here:
-            self.publish(Status("checking the files of an earlier download"))
+            self.publish(StepStarted("checking the files of an earlier download"))
         digests = {}
         for file in files:
             if file.path not in here:
@@ -218,7 +218,7 @@ class Pull(ABC):
     async def _finish(self, digests: Mapping[str, str], size: int, validator: str) -> Success:
         """Install the files in the staging, with these digests, as a folder or as the one file that a model is."""
         await in_thread(self.left.sync)
-        self.publish(Status(f"verifying {byte_size(size)}"))
+        self.publish(StepStarted(f"verifying {byte_size(size)}"))
         digest = digest_of_files(digests) if self.index.layout.folders else next(iter(digests.values()))
         return await self._install(self._part(digests), size, digest, validator)
 
@@ -243,7 +243,7 @@ class Pull(ABC):
                 wanted=f"sha256:{wanted}",
                 fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
             )
-        self.publish(Status("inspecting the model"))
+        self.publish(StepStarted("inspecting the model"))
         try:
             found = await self.index.inspect(part)
         except (InvalidRequestError, PullError) as error:
@@ -324,7 +324,7 @@ class CopyPull(Pull):
         extent = self.index.layout.extent_of(part)
         if extent is None or not old.describes(extent):
             raise self._changed(source.label)
-        self.publish(Status(f"copying {source.label}"))
+        self.publish(StepStarted(f"copying {source.label}"))
         kind = self.plan.kind or old.kind
         record = replace(
             old,
@@ -347,7 +347,7 @@ class CopyPull(Pull):
         size = sum(file.stat.st_size for file in found.values())
         await in_thread(check_room, self.index.partials, size)
         await in_thread(self.left.prepare, found)
-        self.publish(Status(f"copying {label}"))
+        self.publish(StepStarted(f"copying {label}"))
         if self.index.layout.folders:
             self.progress.begin(0, size)
         digests = {path: await self._copy_file(path, file) for path, file in found.items()}

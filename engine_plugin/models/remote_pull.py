@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from engine_plugin.download.disk import check_room
-from engine_plugin.download.events import Status
+from engine_plugin.download.events import StepStarted
 from engine_plugin.download.fetch import Fetch
 from engine_plugin.download.remote import http_client, open_url, patiently
 from engine_plugin.download.source import HttpSource
@@ -48,7 +48,7 @@ class FilePull(Pull):
         await fetch.run()
         if fetch.skipped:
             return await self._already()
-        self.publish(Status("verifying sha256"))
+        self.publish(StepStarted("verifying sha256"))
         digest = partial.hexdigest()
         success = await self._install(partial.path, partial.size, digest, fetch.validator, fetch.sha256)
         await in_thread(partial.forget)
@@ -132,7 +132,7 @@ class PartsPull(Pull):
 
     async def _join(self, joined: Joined, paths: Sequence[Path], *, consume: bool = False) -> None:
         partial = self.left.file
-        self.publish(Status(f"joining {len(paths)} parts, {byte_size(joined.size)}"))
+        self.publish(StepStarted(f"joining {len(paths)} parts, {byte_size(joined.size)}"))
         self.progress.begin(0, joined.size)
         async with partial.opened():
             await in_thread(partial.write, joined.head)
@@ -164,7 +164,7 @@ class RepositoryPull(Pull):
 
     async def _pull(self) -> Success:
         source, hub = self.source, self.hubs[self.source.hub]
-        self.publish(Status(f"asking {hub.title} for {source.repository}"))
+        self.publish(StepStarted(f"asking {hub.title} for {source.repository}"))
         listing = await hub.listing(source, self.publish, insecure=self.plan.insecure)
         if self._is_from_here(listing.commit):
             return await self._already()

@@ -30,7 +30,7 @@ from engine_plugin.models.hubs import hubs_of, refuse_offline
 from engine_plugin.models.index import Index
 from engine_plugin.models.info import (
     Inspection,
-    ModelDetails,
+    ModelDescription,
     ModelInfo,
     Samples,
     StoredModel,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FetchPolicy",
     "Inspection",
-    "ModelDetails",
+    "ModelDescription",
     "ModelInfo",
     "ModelStore",
     "PullRequest",

@@ -19,7 +19,7 @@ from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.server.gate import Gate, method_kind
 from engine_plugin.server.peers import LocalPeers
-from engine_plugin.server.seam import HostGone, RpcError, RpcServer, Status
+from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import grpc_target, host_of, is_loopback
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _reader(kind: type[Message]) -> Callable[[bytes], Message | RpcError]:
             return kind.FromString(data)
         except DecodeError:
             error = InvalidRequestError(f"not a valid {kind.DESCRIPTOR.full_name} message")
-            return RpcError.of(Status.INVALID_ARGUMENT, error)
+            return RpcError.of(GrpcStatus.INVALID_ARGUMENT, error)
 
     return read
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from engine_plugin.errors import EnginePluginError
 
-__all__ = ["Call", "HostGone", "HostedPlugin", "RpcError", "RpcServer", "RpcService", "Status"]
+__all__ = ["Call", "GrpcStatus", "HostGone", "HostedPlugin", "RpcError", "RpcServer", "RpcService"]
 
 
-class Status(Enum):
+class GrpcStatus(Enum):
     """The gRPC statuses that handlers use, with gRPC's names and numbers."""
 
     INVALID_ARGUMENT = 3
@@ -37,7 +37,7 @@ class Status(Enum):
 class RpcError(Exception):
     """Raised by a handler to end its call with a gRPC status instead of a message with a code."""
 
-    def __init__(self, status: Status, details: str, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: GrpcStatus, details: str, metadata: Mapping[str, str] | None = None) -> None:
         """`metadata` is sent with the status, as trailing metadata."""
         super().__init__(details)
         self.status = status
@@ -45,7 +45,7 @@ class RpcError(Exception):
         self.metadata = metadata or {}
 
     @classmethod
-    def of(cls, status: Status, error: EnginePluginError) -> RpcError:
+    def of(cls, status: GrpcStatus, error: EnginePluginError) -> RpcError:
         """The status for a call that failed with this error."""
         return cls(status, error.message, error.metadata)
 

@@ -25,13 +25,13 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.jsontext import write_json
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.redaction import sendable
 from engine_plugin.server.hosts import Host
 from engine_plugin.server.payloads import model_name, model_names, pull_request
-from engine_plugin.server.seam import HostGone, RpcError, RpcService, Status
+from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcService
 from engine_plugin.system.limits import NO_FILES, files_in_use
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class ProviderServicer:
                     if events := self._host.events(request.service_name, chunk):
                         await call.send(response(code=OK, chunk_data=events))
         except DeadlineError as error:
-            raise RpcError.of(Status.DEADLINE_EXCEEDED, self._placed(error)) from error
+            raise RpcError.of(GrpcStatus.DEADLINE_EXCEEDED, self._placed(error)) from error
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             failure = self._failure(error, "InvokeServiceStream")
             call.end_with(failure.metadata)
@@ -150,7 +150,7 @@ class ProviderServicer:
                         )
                     )
         except DeadlineError as error:
-            raise RpcError.of(Status.DEADLINE_EXCEEDED, self._placed(error)) from error
+            raise RpcError.of(GrpcStatus.DEADLINE_EXCEEDED, self._placed(error)) from error
         except RpcError:  # the bytes are not a valid message
             raise
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
@@ -178,7 +178,7 @@ class ProviderServicer:
         try:
             self._plugin.set_status(request.status)
         except InvalidRequestError as error:  # this response has no code field
-            raise RpcError.of(Status.INVALID_ARGUMENT, self._placed(error)) from error
+            raise RpcError.of(GrpcStatus.INVALID_ARGUMENT, self._placed(error)) from error
         return pb.SetOperateStatusResponse()
 
     # Authentication: only plugins of remote providers have any
@@ -348,11 +348,11 @@ class ProviderServicer:
 
 async def _messages(
     first: pb.InvokeServiceBidiRequest, call: Call, all_heard: asyncio.Event, silence: float | None
-) -> AsyncIterator[BidiMessage]:
+) -> AsyncIterator[ConversationMessage]:
     """The host's messages, `first` included, until its half-close, which sets `all_heard`, or too long a silence."""
     message: Any = first
     while message is not None:
-        yield BidiMessage(message.data, message.message_type, dict(message.metadata))
+        yield ConversationMessage(message.data, message.message_type, dict(message.metadata))
         try:
             async with asyncio.timeout(silence):
                 message = await call.receive()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import JsonError, read_json, write_json
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.speech.containers import HEAD, container_of
 from engine_plugin.speech.decoder import FORMATS, RAW
 from engine_plugin.speech.pcm import RATE
@@ -54,7 +54,7 @@ class LiveTask:
     Errors are InvalidRequestError and name the field.
     """
 
-    def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
+    def __init__(self, messages: AsyncIterator[ConversationMessage]) -> None:
         self.task_id = uuid.uuid4().hex
         self._messages = messages
         self._settings: dict[str, str] = {}
@@ -147,7 +147,7 @@ class LiveTask:
         self._set(command, "")
         return b""
 
-    async def _message(self) -> BidiMessage | None:
+    async def _message(self) -> ConversationMessage | None:
         """The next message; None at the end, or if none follows a possible finish-task in time."""
         try:
             async with asyncio.timeout(_END_TIMEOUT if self._may_have_ended else None):
@@ -180,7 +180,7 @@ class LiveTask:
 
     # Answers
 
-    def result(self, sentence: Sentence) -> BidiMessage:
+    def result(self, sentence: Sentence) -> ConversationMessage:
         """The current text of a sentence. Times are milliseconds, `sentence_id` counts from 0, and `stable_text` is
         not changed by later events."""
         shape = {
@@ -193,15 +193,15 @@ class LiveTask:
         }
         return self.event("result-generated", {"sentence": shape})
 
-    def failed(self, error: EnginePluginError) -> BidiMessage:
+    def failed(self, error: EnginePluginError) -> ConversationMessage:
         # AOG's clients read the code as text.
         return self.event("task-failed", error_code=str(error.code), error_message=error.message)
 
-    def event(self, event: str, output: dict[str, Any] | None = None, **header: Any) -> BidiMessage:
+    def event(self, event: str, output: dict[str, Any] | None = None, **header: Any) -> ConversationMessage:
         """An event of this task."""
         payload = {} if output is None else {"output": output}
         shape = {"header": {"task_id": self.task_id, "event": event, **header}, "payload": payload}
-        return BidiMessage(write_json(shape))
+        return ConversationMessage(write_json(shape))
 
 
 def _command(data: bytes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.speech.decoder import Decoder
     from engine_plugin.transport.posting import PostingClient
 
@@ -195,8 +195,8 @@ class SpeechServices:
         self,
         use: Callable[[str], AbstractAsyncContextManager[tuple[PostingClient, str]]],
         default_model: str,
-        messages: AsyncIterator[BidiMessage],
-    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
+        messages: AsyncIterator[ConversationMessage],
+    ) -> AbstractAsyncContextManager[AsyncIterator[ConversationMessage]]:
         """Answer a live conversation (`speech.live_task` defines the messages).
 
         `use` keeps the named model loaded within its block and returns the client of its server and the server's
@@ -208,8 +208,8 @@ class SpeechServices:
         self,
         use: Callable[[str], AbstractAsyncContextManager[tuple[PostingClient, str]]],
         default_model: str,
-        messages: AsyncIterator[BidiMessage],
-    ) -> AsyncGenerator[BidiMessage, None]:
+        messages: AsyncIterator[ConversationMessage],
+    ) -> AsyncGenerator[ConversationMessage, None]:
         task = LiveTask(messages)
         try:
             await task.begin()

@@ -28,7 +28,7 @@ __all__ = [
     "CANCELLED",
     "Job",
     "OneAtATime",
-    "Settings",
+    "PipelineSettings",
     "json_file",
     "load",
     "reason",
@@ -54,7 +54,7 @@ class Cancelled(Exception):  # noqa: N818  # not an error
 
 
 @dataclass(frozen=True)
-class Settings:
+class PipelineSettings:
     """The settings in a load frame: the model's folder, device, options, threads and the cache's folder."""
 
     path: Path
@@ -159,7 +159,7 @@ def load(settings: dict[str, Any]) -> Server:
         raise RequestError(f"kind: {kind!r} is not one of {', '.join(_MODULES)}")
     trim_openvino()
     module = importlib.import_module(f"{__name__}.{_MODULES[kind]}")
-    server: Server = module.Served(Settings(Path(settings.pop("path")), **settings))
+    server: Server = module.Served(PipelineSettings(Path(settings.pop("path")), **settings))
     return server
 
 

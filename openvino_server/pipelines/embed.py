@@ -9,7 +9,7 @@ import numpy as np
 
 from engine_plugin.errors import InvalidRequestError
 from openvino_server.errors import RequestError
-from openvino_server.pipelines import Job, OneAtATime, Settings, json_file, too_long
+from openvino_server.pipelines import Job, OneAtATime, PipelineSettings, json_file, too_long
 from openvino_server.pipelines.text import LONGEST_TOKEN
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _BATCH = 32  # texts in a batch, which bounds memory; a cancel takes effect betw
 class Served(OneAtATime):
     """An embedding model. Made by `pipelines.load`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PipelineSettings) -> None:
         import openvino_genai
 
         options = settings.options

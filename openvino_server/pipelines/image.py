@@ -10,7 +10,7 @@ from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import integer, number
 from engine_plugin.services.pictures import IMAGE_FORMATS
 from openvino_server.errors import RequestError
-from openvino_server.pipelines import Job, OneAtATime, Settings
+from openvino_server.pipelines import Job, OneAtATime, PipelineSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ _SEEDS = 1 << 31
 class Served(OneAtATime):
     """An image model. Made by `pipelines.load`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PipelineSettings) -> None:
         import openvino_genai
 
         options = settings.options

@@ -22,14 +22,14 @@ from openvino_server.pipelines import CANCELLED, json_file, reason, refusal, too
 from openvino_server.pipelines.grammars import Grammar, Grammars, wanted
 from openvino_server.pipelines.sampling import Params
 from openvino_server.pipelines.scheduling import context_length, open_pipeline, pool_tokens, vocabulary_size
-from openvino_server.pipelines.streams import Call, Part, Stream
+from openvino_server.pipelines.streams import CallStreams, Part, Stream
 from openvino_server.pipelines.text import Detokenizer
 from openvino_server.pipelines.vision import pictures
 
 if TYPE_CHECKING:
     from openvino_server.dialect import Plan
     from openvino_server.frames import Channel, Frame, Inbox
-    from openvino_server.pipelines import Settings
+    from openvino_server.pipelines import PipelineSettings
 
 __all__ = ["Served"]
 
@@ -41,7 +41,7 @@ _GATHER = 0.004  # seconds between frames: a frame for each step would keep the 
 class Served:
     """A language model; see `Server`. Made by `pipelines.load`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PipelineSettings) -> None:
         import openvino_genai
 
         options = settings.options
@@ -64,7 +64,7 @@ class Served:
         self._vocabulary = vocabulary_size(config, self._tokenizer)
         pool = pool_tokens(self._pipeline, settings)
         self._room = min(size for size in (self._context, pool, _ROOM) if size)
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, CallStreams] = {}
         self._live: list[Stream] = []
         self._requests = itertools.count(1)
         self._frames: list[Frame] = []
@@ -127,7 +127,7 @@ class Served:
     def _begin(self, number: int, request: dict[str, Any]) -> None:
         """Begin a call, or the check of its grammar."""
         params = request["params"]
-        call = Call(number, Params(params, self._best_of_limit, self._tokens_limit))
+        call = CallStreams(number, Params(params, self._best_of_limit, self._tokens_limit))
         tools = Tools(request.get("tools") or [], request.get("forced") or [])
         forced = self._dialect.forced(tools)
         grammar = Grammar("tools", "tools", forced) if forced else wanted(params)
@@ -170,7 +170,7 @@ class Served:
         return openvino.Tensor(np.array([prompt], dtype=np.int64))
 
     def _add(
-        self, call: Call, first: int, tokens: Any, given: tuple[Any, ...], grammar: Any, plan: Plan | None
+        self, call: CallStreams, first: int, tokens: Any, given: tuple[Any, ...], grammar: Any, plan: Plan | None
     ) -> None:
         """Add the streams of one prompt; `given` to the pipeline are its tokens, or a text and images."""
         params = call.params

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine_plugin.errors import InvalidRequestError
-from openvino_server.pipelines import Job, OneAtATime, Settings, json_file
+from openvino_server.pipelines import Job, OneAtATime, PipelineSettings, json_file
 from openvino_server.pipelines.embed import Tokens
 
 __all__ = ["Served"]
@@ -16,7 +16,7 @@ _EVERY = 1 << 20  # the pipeline's own default returns the best three only
 class Served(OneAtATime):
     """A rerank model. Made by `pipelines.load`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PipelineSettings) -> None:
         import openvino_genai
 
         options = settings.options

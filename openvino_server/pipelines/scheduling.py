@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from openvino_server.errors import RequestError
 
 if TYPE_CHECKING:
-    from openvino_server.pipelines import Settings
+    from openvino_server.pipelines import PipelineSettings
 
 __all__ = ["context_length", "open_pipeline", "pool_tokens", "vocabulary_size"]
 
@@ -17,7 +17,7 @@ _CPU_BLOCK = 32  # tokens in a block of the KV cache
 _GPU_BLOCK = 16
 
 
-def open_pipeline(settings: Settings) -> tuple[Any, bool]:
+def open_pipeline(settings: PipelineSettings) -> tuple[Any, bool]:
     """The pipeline, and whether its model has vision. Raises RequestError for invalid options."""
     import openvino_genai
 
@@ -77,7 +77,7 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
     return None
 
 
-def pool_tokens(pipeline: Any, settings: Settings) -> int | None:
+def pool_tokens(pipeline: Any, settings: PipelineSettings) -> int | None:
     """The number of tokens that a KV cache of a fixed size holds; None for one that grows.
 
     The pipeline would never compute a longer prompt, nor any call after it. It does not report the number of blocks;

@@ -13,7 +13,7 @@ import numpy as np
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import choice, number
 from openvino_server.errors import RequestError
-from openvino_server.pipelines import Job, OneAtATime, Settings
+from openvino_server.pipelines import Job, OneAtATime, PipelineSettings
 
 __all__ = ["Served"]
 
@@ -31,7 +31,7 @@ Segment = tuple[float, float, str]
 class Served(OneAtATime):
     """A Whisper model. Made by `pipelines.load`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PipelineSettings) -> None:
         self._settings = settings
         self._words = bool(settings.options.get("enable_word_timestamps", False))
         self._open()

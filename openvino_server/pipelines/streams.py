@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from openvino_server.dialect import Plan
     from openvino_server.pipelines.sampling import Params
 
-__all__ = ["Call", "Part", "Stream"]
+__all__ = ["CallStreams", "Part", "Stream"]
 
 Part = tuple[int, Any, int, "list[dict[str, Any]] | None", "str | None"]
 """Index, delta (text, or the members of OpenAI's delta), token count, log probabilities, finish reason."""
 
 
-class Call:
+class CallStreams:
     """One call: its streams, and the tokens that all of them have used."""
 
     def __init__(self, number: int, params: Params) -> None:
@@ -56,7 +56,7 @@ class Call:
 class Stream:
     """One generated sequence of a call, from its tokens to the parts that are sent."""
 
-    def __init__(self, call: Call, index: int, detokenizer: Detokenizer, plan: Plan | None) -> None:
+    def __init__(self, call: CallStreams, index: int, detokenizer: Detokenizer, plan: Plan | None) -> None:
         params = call.params
         self.call = call
         self.index = index

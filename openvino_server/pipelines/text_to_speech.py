@@ -15,7 +15,7 @@ import numpy as np
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services import base
 from openvino_server.errors import RequestError
-from openvino_server.pipelines import Job, OneAtATime, Settings, json_file
+from openvino_server.pipelines import Job, OneAtATime, PipelineSettings, json_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ Wave = np.ndarray[Any, np.dtype[np.float32]]
 class Served(OneAtATime):
     """A speech model. Made by `pipelines.load`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PipelineSettings) -> None:
         import openvino_genai
 
         options = settings.options

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
-from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
+from engine_plugin.download.events import ChunkProgress, PullEvent, StepStarted, Success
 from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.errors import (
     EngineNotInstalledError,
@@ -22,8 +22,8 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.manifest import SERVICE_NAMES
-from engine_plugin.messages import BidiMessage
-from engine_plugin.models.store import ModelDetails, ModelInfo, PullRequest
+from engine_plugin.messages import ConversationMessage
+from engine_plugin.models.store import ModelDescription, ModelInfo, PullRequest
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class FakeEngine(Engine):
         if not path.exists():
             raise ModelNotFoundError(f"model: no model is called {name!r}")
         when = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        details = ModelDetails("bin", "fake", ("fake",), "1M", "Q4_0")
+        details = ModelDescription("bin", "fake", ("fake",), "1M", "Q4_0")
         return ModelInfo(name, "chat", path.stat().st_size, "sha256:00", when, False, details)
 
     async def list_models(self) -> list[ModelInfo]:
@@ -117,12 +117,12 @@ class FakeEngine(Engine):
             "username": request.username,
             "password": len(request.password),
         }
-        yield Status(f"resolving {request.model} {json.dumps(shown)}")
+        yield StepStarted(f"resolving {request.model} {json.dumps(shown)}")
         for part in range(1, 6):
             yield ChunkProgress("sha256:00", part * 1000, 10_000)
         if request.model == "slow":
             try:
-                yield Status("waiting for more")
+                yield StepStarted("waiting for more")
                 await asyncio.Event().wait()
             finally:
                 self._log("pull ended early")
@@ -177,9 +177,9 @@ class FakeEngine(Engine):
 
     @asynccontextmanager
     async def converse(
-        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
-        async def answers() -> AsyncIterator[BidiMessage]:
+        self, service: str, messages: AsyncIterator[ConversationMessage], default_model: str
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
+        async def answers() -> AsyncIterator[ConversationMessage]:
             heard = b""
             async for message in messages:
                 if message.metadata:
@@ -205,9 +205,9 @@ class FakeEngine(Engine):
         yield answers()
 
 
-def _event(event: str, sentence: object = None, **header: str) -> BidiMessage:
+def _event(event: str, sentence: object = None, **header: str) -> ConversationMessage:
     payload = {"output": {"sentence": sentence}} if sentence else {}
-    return BidiMessage(
+    return ConversationMessage(
         json.dumps({"header": {"task_id": "1", "event": event, **header}, "payload": payload}).encode()
     )
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.catalogue import model_missing, near_names
-from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
+from engine_plugin.download.events import ChunkProgress, PullEvent, StepStarted, Success
 from engine_plugin.errors import ModelNotFoundError, UnsupportedError
-from engine_plugin.models.info import Capabilities, Loaded
+from engine_plugin.models.info import Loaded, ModelCapabilities
 
 from .fake_engine import FakeEngine
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 KINDS = {"embedder": "embed", "nobody-knows": "", "painter": "text-to-image", "hearer": "speech-to-text"}
 CAPABILITIES = {
-    "embedder": Capabilities(("embedding",), 512, "file"),
-    "guessed": Capabilities(("completion",), 8192, "estimate"),
-    "tagged:latest": Capabilities(("completion", "tools"), 40960, "engine"),
-    "listener": Capabilities(("completion", "transcription"), 40960, "engine"),
+    "embedder": ModelCapabilities(("embedding",), 512, "file"),
+    "guessed": ModelCapabilities(("completion",), 8192, "estimate"),
+    "tagged:latest": ModelCapabilities(("completion", "tools"), 40960, "engine"),
+    "listener": ModelCapabilities(("completion", "transcription"), 40960, "engine"),
 }
 LAYERS = {"a": 6000, "b": 3000, "c": 1000}
 
@@ -41,7 +41,7 @@ class ManagingEngine(FakeEngine):
             names = sorted(path.name for path in self._models.iterdir())
             raise model_missing(name, near=near_names(name, names), here=names, sources="by letter")
         info = super()._info(name)
-        kind, capabilities = KINDS.get(name, "chat"), CAPABILITIES.get(name, Capabilities())
+        kind, capabilities = KINDS.get(name, "chat"), CAPABILITIES.get(name, ModelCapabilities())
         return replace(info, kind=kind, capabilities=capabilities)
 
     async def running_models(self) -> list[ModelInfo]:
@@ -70,12 +70,12 @@ class ManagingEngine(FakeEngine):
             raise UnsupportedError("the models of this server are its owner's")
         if request.model == "nowhere":
             raise ModelNotFoundError("model: no source has 'nowhere'")
-        yield Status("pulling manifest")
+        yield StepStarted("pulling manifest")
         for digest, total in LAYERS.items():
             for part in range(5):
                 yield ChunkProgress(digest, part * total // 4, total)
-        yield Status("pulling manifest")
-        yield Status("verifying sha256 digest")
+        yield StepStarted("pulling manifest")
+        yield StepStarted("verifying sha256 digest")
         name = {"owner/big.bin": "big", "tagged": "tagged:latest"}.get(request.model, request.model)
         (self._models / name).write_bytes(b"x" * 10_000)
         yield Success(name, 10_000, "sha256:00")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.engines.base import Health, HealthState
 from engine_plugin.errors import UnavailableError
-from engine_plugin.models.info import Capabilities, Loaded
+from engine_plugin.models.info import Loaded, ModelCapabilities
 from engine_plugin.protocol.shapes import EngineConfig
 
 from .fake_engine import FakeEngine
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 CAPABILITIES = {
-    "embedder": Capabilities(("embedding",), 512, "file"),
-    "guessed": Capabilities(("completion",), 8192, "estimate"),
-    "tagged:latest": Capabilities(("completion", "tools"), 40960, "engine"),
+    "embedder": ModelCapabilities(("embedding",), 512, "file"),
+    "guessed": ModelCapabilities(("completion",), 8192, "estimate"),
+    "tagged:latest": ModelCapabilities(("completion", "tools"), 40960, "engine"),
 }
 
 
@@ -55,7 +55,7 @@ class ShownEngine(FakeEngine):
         if (self._data / "down").exists():
             raise UnavailableError("no server answers")
         return [
-            replace(info, capabilities=CAPABILITIES.get(info.name, Capabilities()))
+            replace(info, capabilities=CAPABILITIES.get(info.name, ModelCapabilities()))
             for info in await super().list_models()
         ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.cli.conversation import Conversation, Picture, Piece, Settings, piece_of
+from engine_plugin.cli.conversation import ChatParameters, Conversation, Picture, Piece, piece_of
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.manifest import load_manifest
 from tests.engines.ollama.contract.handle import ContractServer
@@ -199,7 +199,7 @@ def test_event_of_another_format_is_an_error(event: dict[str, Any]) -> None:
 
 def test_conversation_sends_its_history(place: Workplace) -> None:
     spec = load_manifest(place.plugin / "plugin.yaml", {"AOG_DATA_DIR": str(place.home)}).service("chat")
-    conversation = Conversation(spec, Settings(system="S"))
+    conversation = Conversation(spec, ChatParameters(system="S"))
     conversation.keep("one", [Picture("a.png", b"x")], "two")
     roles = [message["role"] for message in conversation.request("three")["messages"]]
     assert roles == ["system", "user", "assistant", "user"]

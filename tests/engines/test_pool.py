@@ -11,13 +11,13 @@ import pytest
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.errors import EngineStartError
-from engine_plugin.models.info import ModelDetails, StoredModel
+from engine_plugin.models.info import ModelDescription, StoredModel
 from tests.patience import LIMIT, until
 
 
 def model(name: str) -> StoredModel:
     when = datetime(2026, 1, 1, tzinfo=UTC)
-    return StoredModel(name, "chat", 1, "", when, False, ModelDetails(), path=Path(name))
+    return StoredModel(name, "chat", 1, "", when, False, ModelDescription(), path=Path(name))
 
 
 class Scripted:

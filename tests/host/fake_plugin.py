@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
 from engine_plugin.server.grpc_aio import AioServer
-from engine_plugin.server.seam import Call, RpcError, RpcServer, RpcService, Status
+from engine_plugin.server.seam import Call, GrpcStatus, RpcError, RpcServer, RpcService
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,7 +55,7 @@ class Fake:
             case "error":
                 return pb.InvokeServiceResponse(code=asked["code"], message=asked["message"])
             case "status":
-                raise RpcError(Status[asked["status"]], asked["message"])
+                raise RpcError(GrpcStatus[asked["status"]], asked["message"])
             case "hang":
                 await asyncio.Event().wait()
             case "exit":
@@ -91,7 +91,7 @@ class Fake:
                     await call.send(pb.InvokeServiceStreamResponse(code=502, message="engine broke off"))
                     return
                 case "abort":
-                    raise RpcError(Status.ABORTED, "engine broke off")
+                    raise RpcError(GrpcStatus.ABORTED, "engine broke off")
             await call.send(pb.InvokeServiceStreamResponse(chunk_data=b"data: [DONE]\n\n", is_final=True))
         except asyncio.CancelledError:
             self.cancelled.set()

@@ -9,7 +9,7 @@ import platformdirs
 import pytest
 
 from engine_plugin.errors import ManifestError, Problem, ServiceNotFoundError
-from engine_plugin.manifest import PLATFORM_KEYS, SERVICE_NAMES, Capabilities, inspect_manifest, load_manifest
+from engine_plugin.manifest import PLATFORM_KEYS, SERVICE_NAMES, ServiceCapabilities, inspect_manifest, load_manifest
 from tests.manifest.conftest import GOOD, changed
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ engine: {name: openai, options: {dir: "${PLUGIN_DIR}/${DATA_DIR}", n: 3}, off: o
     assert manifest.service("rerank").expose_protocol == "HTTP"
     chat = manifest.service("chat")
     assert (chat.auth_fields, chat.support_models) == (("key", "secret"), ("m", "n"))
-    assert (chat.timeout, chat.capabilities) == (90, Capabilities(True, True))
+    assert (chat.timeout, chat.capabilities) == (90, ServiceCapabilities(True, True))
     assert manifest.platforms["windows_amd64"].dependencies == ("a", "b")
     assert manifest.data_dir == home / "p"
     assert manifest.resources == {"data_dir": str(home / "p"), "other": [f"{home / 'p'}/x"]}

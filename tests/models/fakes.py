@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import engine_plugin
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.models.store import Inspection, ModelDetails
+from engine_plugin.models.store import Inspection, ModelDescription
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class Inspector:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise InvalidRequestError(f"{path.name} does not begin with GGUF.")
-        return Inspection("chat", ModelDetails("gguf", "llama", ("llama",), "129K", "F32", {"context_length": 8192}))
+        return Inspection(
+            "chat", ModelDescription("gguf", "llama", ("llama",), "129K", "F32", {"context_length": 8192})
+        )
 
 
 def digest_of(data: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.events import Success
 from engine_plugin.errors import PullError
-from engine_plugin.models.info import Inspection, ModelDetails
+from engine_plugin.models.info import Inspection, ModelDescription
 from engine_plugin.models.store import FetchPolicy, ModelStore
 from tests.models.hub import MODEL, REPOSITORY, hub_server
 
@@ -92,7 +92,7 @@ class FolderWorld:
         self.inspected.append(path)
         if b"no model" in (path / "config.json").read_bytes():
             raise PullError("config.json says so")
-        return Inspection("chat", ModelDetails("toy", "toy", ("toy",), "1K", "F32", {"context_length": 128}))
+        return Inspection("chat", ModelDescription("toy", "toy", ("toy",), "1K", "F32", {"context_length": 128}))
 
     def content(self, folder: Path | None = None) -> dict[str, bytes]:
         """The files of the model."""

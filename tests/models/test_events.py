@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 import pytest
 
-from engine_plugin.download.events import ChunkProgress, Error, PullEvent, Status, Success, progress_json
+from engine_plugin.download.events import ChunkProgress, Error, PullEvent, StepStarted, Success, progress_json
 
 DIGEST = f"sha256:{'ab' * 32}"
 
 SHAPES: list[tuple[PullEvent, dict[str, Any]]] = [
-    (Status("verifying sha256"), {"status": "verifying sha256"}),
+    (StepStarted("verifying sha256"), {"status": "verifying sha256"}),
     (
         ChunkProgress(DIGEST, 5, 10),
         {"status": "downloading", "digest": DIGEST, "completed": 5, "total": 10},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
+from engine_plugin.download.events import ChunkProgress, PullEvent, StepStarted, Success
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, UnavailableError
 from engine_plugin.models.flights import PullFlights
@@ -42,7 +42,7 @@ async def test_two_callers_share_one_download(store: ModelStore, server: FileSer
     ):
         await until_progress(first)
         joined = [await anext(second), await anext(second)]
-        assert isinstance(joined[0], Status)
+        assert isinstance(joined[0], StepStarted)
         assert isinstance(joined[1], ChunkProgress)
         script.go.set()
         ends = [[event async for event in events][-1] for events in (first, second)]
@@ -127,19 +127,19 @@ async def test_closing_the_store_ends_its_pulls(store: ModelStore, server: FileS
 async def test_slow_caller_gets_every_status_and_the_latest_progress() -> None:
     async def run(_: PullPlan, publish: object) -> Success:
         assert callable(publish)
-        publish(Status("one"))
+        publish(StepStarted("one"))
         for completed in range(1000):
             publish(ChunkProgress("", completed, 1000))
-        publish(Status("two"))
+        publish(StepStarted("two"))
         publish(ChunkProgress("", 1000, 1000))
         return Success("m", 1000, "")
 
     flights = PullFlights(run)
     seen: list[PullEvent] = [event async for event in flights.pull(planned)]
     assert seen == [
-        Status("one"),
+        StepStarted("one"),
         ChunkProgress("", 999, 1000),
-        Status("two"),
+        StepStarted("two"),
         ChunkProgress("", 1000, 1000),
         Success("m", 1000, ""),
     ]
@@ -151,7 +151,7 @@ async def test_slow_caller_loses_the_oldest_of_many_events() -> None:
 
     async def run(_plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
         for number in range(5000):
-            publish(Status(f"step {number}"))
+            publish(StepStarted(f"step {number}"))
         told.set()
         return Success("m", 1, "sha256:00")
 
@@ -159,5 +159,5 @@ async def test_slow_caller_loses_the_oldest_of_many_events() -> None:
         seen = [await anext(events)]
         await told.wait()
         seen += [event async for event in events]
-    assert seen[-2:] == [Status("step 4999"), Success("m", 1, "sha256:00")]
+    assert seen[-2:] == [StepStarted("step 4999"), Success("m", 1, "sha256:00")]
     assert len(seen) < 1100

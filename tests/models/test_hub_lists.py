@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.download.events import Status
+from engine_plugin.download.events import StepStarted
 from engine_plugin.errors import (
     AuthError,
     EnginePluginError,
@@ -61,7 +61,7 @@ async def test_failed_request_to_a_hub_is_repeated(world: FolderWorld, source: s
     world.hub.troubles["list"].extend([replace(script), replace(script)])
     events = await pull(world.store, PullRequest(source))
     assert events[-1] == DONE
-    assert sum(isinstance(event, Status) and "trying again" in event.text for event in events) == 2
+    assert sum(isinstance(event, StepStarted) and "trying again" in event.text for event in events) == 2
     world.hub.troubles["list"].extend(replace(script) for _ in range(3))
     with pytest.raises(PullError, match="3 attempts"):
         await pull(world.another(), PullRequest(source))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.download.events import Status, Success
+from engine_plugin.download.events import StepStarted, Success
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PullError
 from engine_plugin.models.gguf import read_header
 from engine_plugin.models.store import ModelStore, PullRequest
@@ -43,7 +43,7 @@ async def test_pull_of_any_local_part_joins_the_whole_model(
     events = await pull(store, PullRequest(str(parts[number])))
     content = (root / "big.gguf").read_bytes()
     assert events[-1] == Success("big", len(content), f"sha256:{digest_of(content)}")
-    assert any(isinstance(event, Status) and event.text.startswith("joining 3 parts") for event in events)
+    assert any(isinstance(event, StepStarted) and event.text.startswith("joining 3 parts") for event in events)
     header = read_header(root / "big.gguf")
     assert [tensor.name for tensor in header.tensors] == [tensor.name for tensor in read_header(ORIGINAL).tensors]
     assert [model.name for model in await store.list() if not model.bundled] == ["big"]

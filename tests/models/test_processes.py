@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.download.events import Status, Success
+from engine_plugin.download.events import StepStarted, Success
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import SAMPLES, digest_of, files_below, pull
 from tests.models.server import FileServer, Script
@@ -80,7 +80,7 @@ async def test_a_second_process_waits_and_finds_the_model_there(
         await said(process, "downloading")
         async with aclosing(store.pull(request)) as events:
             async for event in events:
-                if event == Status("waiting for another process that pulls model"):
+                if event == StepStarted("waiting for another process that pulls model"):
                     script.go.set()
             assert event == Success("model", len(data), f"sha256:{digest_of(data)}")
         assert (await said(process, "success"))["completed"] == len(data)

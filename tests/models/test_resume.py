@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.download.partial import Partial
 from engine_plugin.errors import ModelNotFoundError, PullError
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
@@ -56,7 +56,7 @@ async def test_dropped_connection_resumes(
     starts = [int(request.range[6:-1]) for request in server.requests[1:]]
     assert 0 < starts[0] < starts[1] <= 350_000
     assert [request.headers.get("if-range") for request in server.requests] == [None, server.etag, server.etag]
-    assert any(isinstance(event, Status) and "trying again" in event.text for event in events)
+    assert any(isinstance(event, StepStarted) and "trying again" in event.text for event in events)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from engine_plugin.download.disk import disk_error
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.download.partial import Partial
 from engine_plugin.errors import (
     EngineNotInstalledError,
@@ -78,7 +78,7 @@ async def test_a_pulled_sample_is_copied_verified_and_shadows_the_bundled_one(
     digest = f"sha256:{digest_of(data)}"
     assert events[-1] == Success("tiny-chat-gguf", len(data), digest)
     assert ChunkProgress(digest, len(data), len(data)) in events
-    assert isinstance(events[0], Status)
+    assert isinstance(events[0], StepStarted)
     model = await store.get("tiny-chat-gguf")
     assert (model.bundled, model.path, model.digest, model.kind) == (
         False,
@@ -435,7 +435,7 @@ async def test_hundreds_of_concurrent_pulls_open_few_files(store: ModelStore, tm
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert {events[-1].model for events in pulled if isinstance(events[-1], Success)} == {path.stem for path in paths}
-    assert Status("waiting for other pulls to end") in pulled[-1]
+    assert StepStarted("waiting for other pulls to end") in pulled[-1]
 
 
 @pytest.mark.promise("X12")

@@ -25,7 +25,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.manifest import load_manifest
-from engine_plugin.models.info import ModelDetails, ModelInfo
+from engine_plugin.models.info import ModelDescription, ModelInfo
 from engine_plugin.plugin import Plugin
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.server.hosts import AogHost, Host, host_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.request import PullRequest
 
 NOON, ISO = 1_796_040_000, "2026-11-30T12:00:00Z"
@@ -50,14 +50,14 @@ class Engine(SmallEngine):
     """A small engine with one model that has two references."""
 
     async def list_models(self) -> Sequence[ModelInfo]:
-        model = ModelInfo("me/m", "chat", 1, "", datetime.fromtimestamp(NOON, UTC), False, ModelDetails())
+        model = ModelInfo("me/m", "chat", 1, "", datetime.fromtimestamp(NOON, UTC), False, ModelDescription())
         sample = replace(model, name="tiny", bundled=True, references=("former",))
         return [replace(model, references=("hf:me/m@v1", "/models/m")), sample]
 
     @asynccontextmanager
     async def conversing(
-        self, service: str, messages: AsyncIterator[BidiMessage]
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service: str, messages: AsyncIterator[ConversationMessage]
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         async with self.converse(service, messages, "small") as answers:
             yield answers
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc.aio
 import pytest
 
-from engine_plugin.download.events import Status
-from engine_plugin.messages import BidiMessage
+from engine_plugin.download.events import StepStarted
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2
 from engine_plugin.server import grpc_aio
@@ -40,13 +40,13 @@ class Talker:
             yield said
 
     @asynccontextmanager
-    async def converse(self, *_: object) -> AsyncIterator[AsyncIterator[BidiMessage]]:
-        async with self._said(BidiMessage(b"", "text", {})) as said:
+    async def converse(self, *_: object) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
+        async with self._said(ConversationMessage(b"", "text", {})) as said:
             yield said
 
     @asynccontextmanager
-    async def pull_model(self, _request: object) -> AsyncIterator[AsyncIterator[Status]]:
-        async with self._said(Status("pulling")) as said:
+    async def pull_model(self, _request: object) -> AsyncIterator[AsyncIterator[StepStarted]]:
+        async with self._said(StepStarted("pulling")) as said:
             yield said
 
     @asynccontextmanager

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.manifest import SERVICE_NAMES
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.services import CONVERSATION_VALIDATORS, VALIDATORS
 
 USER = {"role": "user", "content": "a"}
@@ -132,26 +132,29 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 GOOD_MESSAGES = [
-    BidiMessage(b"\xff\x00", "binary"),
-    BidiMessage(b"", "binary", {"sample_rate": "16000", "format": "pcm", "model": "m"}),
-    BidiMessage(b"\xff", ""),
-    BidiMessage(b'{"action": "finish-task"}', "text"),
-    BidiMessage(b"{}", "text", {"sample_rate": ""}),
+    ConversationMessage(b"\xff\x00", "binary"),
+    ConversationMessage(b"", "binary", {"sample_rate": "16000", "format": "pcm", "model": "m"}),
+    ConversationMessage(b"\xff", ""),
+    ConversationMessage(b'{"action": "finish-task"}', "text"),
+    ConversationMessage(b"{}", "text", {"sample_rate": ""}),
 ]
 
 BAD_MESSAGES = [
-    (BidiMessage(b"", "text"), "data: is empty"),
-    (BidiMessage(b"finish-task", "text"), "data: is not JSON"),
-    (BidiMessage(b"[]", "text"), "data: must hold a JSON object"),
-    (BidiMessage(b'{"a":"' + b"x" * 65536 + b'"}', "text"), "data: a command has at most 64 KiB"),
-    (BidiMessage(b"", "audio"), "message_type: must be text or binary, not 'audio'"),
-    (BidiMessage(b"", "binary", {"sample_rate": "16k"}), "metadata.sample_rate: must be 1000 to 384000 samples"),
-    (BidiMessage(b"", "binary", {"sample_rate": "0"}), "metadata.sample_rate: must be"),
-    (BidiMessage(b"", "binary", {"sample_rate": "999"}), "metadata.sample_rate: must be"),
-    (BidiMessage(b"", "binary", {"sample_rate": "-1"}), "metadata.sample_rate: must be"),
-    (BidiMessage(b"", "binary", {"sample_rate": "384001"}), "metadata.sample_rate: must be"),
-    (BidiMessage(b"", "binary", {"sample_rate": "9" * 5000}), "metadata.sample_rate: must be"),
-    (BidiMessage(b"", "binary", {"sample_rate": "²"}), "metadata.sample_rate: must be"),
+    (ConversationMessage(b"", "text"), "data: is empty"),
+    (ConversationMessage(b"finish-task", "text"), "data: is not JSON"),
+    (ConversationMessage(b"[]", "text"), "data: must hold a JSON object"),
+    (ConversationMessage(b'{"a":"' + b"x" * 65536 + b'"}', "text"), "data: a command has at most 64 KiB"),
+    (ConversationMessage(b"", "audio"), "message_type: must be text or binary, not 'audio'"),
+    (
+        ConversationMessage(b"", "binary", {"sample_rate": "16k"}),
+        "metadata.sample_rate: must be 1000 to 384000 samples",
+    ),
+    (ConversationMessage(b"", "binary", {"sample_rate": "0"}), "metadata.sample_rate: must be"),
+    (ConversationMessage(b"", "binary", {"sample_rate": "999"}), "metadata.sample_rate: must be"),
+    (ConversationMessage(b"", "binary", {"sample_rate": "-1"}), "metadata.sample_rate: must be"),
+    (ConversationMessage(b"", "binary", {"sample_rate": "384001"}), "metadata.sample_rate: must be"),
+    (ConversationMessage(b"", "binary", {"sample_rate": "9" * 5000}), "metadata.sample_rate: must be"),
+    (ConversationMessage(b"", "binary", {"sample_rate": "²"}), "metadata.sample_rate: must be"),
 ]
 
 
@@ -176,12 +179,12 @@ def test_invalid_requests_are_rejected_by_field(name: str, request_: dict[str, A
 
 
 @pytest.mark.parametrize("message", GOOD_MESSAGES)
-def test_valid_messages_are_accepted(message: BidiMessage) -> None:
+def test_valid_messages_are_accepted(message: ConversationMessage) -> None:
     CONVERSATION_VALIDATORS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
 
 
 @pytest.mark.parametrize(("message", "complaint"), BAD_MESSAGES)
-def test_invalid_messages_are_rejected_by_field(message: BidiMessage, complaint: str) -> None:
+def test_invalid_messages_are_rejected_by_field(message: ConversationMessage, complaint: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         CONVERSATION_VALIDATORS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
     assert refused.value.message.startswith(complaint)

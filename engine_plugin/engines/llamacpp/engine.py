@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.local.server import Place
     from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.info import Capabilities, ModelInfo
+    from engine_plugin.models.info import ModelCapabilities, ModelInfo
     from engine_plugin.models.store import StoredModel
     from engine_plugin.transport.http1 import HttpResponse
 
@@ -92,7 +92,7 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
 
     # Models
 
-    def capabilities(self, model: ModelInfo) -> Capabilities:
+    def capabilities(self, model: ModelInfo) -> ModelCapabilities:
         found, served = super().capabilities(model), served_context(model, self._options)
         if found.context_source in ("configuration", "engine") or 0 < found.context_length <= served:
             return found
@@ -105,7 +105,7 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
     def loaded_context(self, model: StoredModel) -> int:
         return served_context(model, self._options)
 
-    def _learn(self, model: StoredModel, told: Capabilities) -> None:
+    def _learn(self, model: StoredModel, told: ModelCapabilities) -> None:
         """Record the capabilities that a server reports. Only the template of a chat model shows features."""
         features = told.features if model.kind == "chat" else ()
         self._told.put(model.name, model.digest, replace(told, features=features))

@@ -14,8 +14,8 @@ from engine_plugin import catalogue
 from engine_plugin.engines.llamacpp.runner import TEMPLATE_TIMEOUT
 from engine_plugin.errors import PullError
 from engine_plugin.models.capabilities import features_of_template
-from engine_plugin.models.info import Capabilities
-from engine_plugin.models.store import Inspection, ModelDetails, ModelStore, bundled_samples
+from engine_plugin.models.info import ModelCapabilities
+from engine_plugin.models.store import Inspection, ModelDescription, ModelStore, bundled_samples
 from engine_plugin.process import python
 from engine_plugin.system.sizes import parameter_size
 from engine_plugin.templates.jinja import Templates
@@ -62,7 +62,7 @@ def _inspection(header: dict[str, Any]) -> Inspection:
     if kind == "chat" and template is not None:
         found = features_of_template(template + (header["tool_template"] or ""))
         extra |= {feature: feature in found for feature in ("tools", "thinking")}
-    details = ModelDetails(
+    details = ModelDescription(
         format="gguf",
         family=header["architecture"],
         families=(header["architecture"],),
@@ -82,7 +82,7 @@ def kind_of(header: dict[str, Any]) -> str:
     return "chat"
 
 
-def parse_properties(body: bytes) -> tuple[Capabilities, Templates]:
+def parse_properties(body: bytes) -> tuple[ModelCapabilities, Templates]:
     """The capabilities and the chat templates in an answer of /props. Missing or invalid values are left out."""
     try:
         shape = json.loads(body)
@@ -91,7 +91,7 @@ def parse_properties(body: bytes) -> tuple[Capabilities, Templates]:
     length = _part(_part(shape, "default_generation_settings"), "n_ctx")
     named = {"default": _part(shape, "chat_template"), "tool_use": _part(shape, "chat_template_tool_use")}
     tokens = {name: _part(shape, name) for name in ("bos_token", "eos_token")}
-    capabilities = Capabilities(_features(shape), length if type(length) is int and length > 0 else 0)
+    capabilities = ModelCapabilities(_features(shape), length if type(length) is int and length > 0 else 0)
     return capabilities, Templates(_texts(named), _texts(tokens))
 
 

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
     from engine_plugin.engines.local.server import Place
     from engine_plugin.install.software import Backend
-    from engine_plugin.models.info import Capabilities
+    from engine_plugin.models.info import ModelCapabilities
     from engine_plugin.models.store import StoredModel
     from engine_plugin.templates.jinja import Templates
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["PATHS", "LlamaCppServer", "ServerSettings", "complaint_error", "server_command"]
+__all__ = ["PATHS", "LlamaCppServer", "LlamaServerSettings", "complaint_error", "server_command"]
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ _CONTEXT_LENGTH = "engine.context_length in plugin.yaml sets the limit, up to th
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
+class LlamaServerSettings:
     """The settings of one model's server. The runner gets them as JSON by stdin, to keep the key out of argv and the
     environment. `host` is a socket path ending in .sock, or a loopback address with `port`
     (0: any). `pooling` is NONE, MEAN, CLS, LAST, RANK (for a reranker), or "" for the default of the model.
@@ -104,7 +104,7 @@ class LlamaCppServer(ServerProcess):
         options: LlamaCppOptions,
         place: Place,
         gpu_layers: int,
-        on_capabilities: Callable[[StoredModel, Capabilities], None],
+        on_capabilities: Callable[[StoredModel, ModelCapabilities], None],
     ) -> None:
         """`on_capabilities` gets the capabilities that the server reports for its model, after each start."""
         self.model = model
@@ -166,7 +166,7 @@ class LlamaCppServer(ServerProcess):
     def launch(self) -> Command:
         options, details = self._options, self.model.details.extra
         pooling = str(details.get("pooling") or "NONE")
-        settings = ServerSettings(
+        settings = LlamaServerSettings(
             model=str(self.model.path),
             alias=self.model.name,
             kind=self.model.kind,
@@ -239,7 +239,7 @@ class LlamaCppServer(ServerProcess):
             return b""
 
 
-def server_command(backend: Backend, settings: ServerSettings, key_file: Path) -> list[str]:
+def server_command(backend: Backend, settings: LlamaServerSettings, key_file: Path) -> list[str]:
     """argv of a llama-server behind the guard, which reads the key from `key_file`."""
     argv = python.guarded([backend.executable])
     argv += ["--model", settings.model, "--alias", settings.alias, "--api-key-file", str(key_file)]

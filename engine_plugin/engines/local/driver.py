@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.local.server import ServerOptions
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.info import Capabilities
+    from engine_plugin.models.info import ModelCapabilities
     from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest, StoredModel
 
 __all__ = ["Condition", "Driver"]
@@ -109,7 +109,7 @@ class Driver(Engine, Generic[ServerT]):
         self._keeping: asyncio.Task[None] | None = None
         self._cleanup = ExitStack()
         self._lifecycle = asyncio.Lock()
-        self._told: DigestCache[Capabilities] = DigestCache()
+        self._told: DigestCache[ModelCapabilities] = DigestCache()
         """What running engines reported of models, which stays valid after an unload."""
 
     @classmethod
@@ -328,7 +328,7 @@ class Driver(Engine, Generic[ServerT]):
     async def list_models(self) -> Sequence[ModelInfo]:
         return [replace(model, capabilities=self.capabilities(model)) for model in await self.store.list()]
 
-    def capabilities(self, model: ModelInfo) -> Capabilities:
+    def capabilities(self, model: ModelInfo) -> ModelCapabilities:
         """The capabilities of a model. Cheap, because each list of models calls it for each model."""
         return resolve(
             model.name,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.address import ServerAddress
     from engine_plugin.engines.ollama.options import OllamaOptions
 
-__all__ = ["AttachedServer", "is_older"]
+__all__ = ["AttachedOllama", "is_older"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ _DEVELOPMENT = "0.0.0"
 """The version that local builds of Ollama report."""
 
 
-class AttachedServer:
+class AttachedOllama:
     """The server at `address`, if one answers there. Owned by the engine, used from one event loop."""
 
     def __init__(self, address: ServerAddress, options: OllamaOptions, environ: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.ollama.address import configured_address
-from engine_plugin.engines.ollama.attached import AttachedServer
+from engine_plugin.engines.ollama.attached import AttachedOllama
 from engine_plugin.engines.ollama.exchange import Exchange
 from engine_plugin.engines.ollama.managed import ManagedServer
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.info import ModelInfo
     from engine_plugin.models.request import PullRequest
     from engine_plugin.services import RequestValidator
@@ -73,7 +73,7 @@ class OllamaEngine(Engine):
         super().__init__(manifest)
         self._options = options
         environ = child_environ(os.environ)
-        self._attached = AttachedServer(_address(manifest, options, environ), options, environ)
+        self._attached = AttachedOllama(_address(manifest, options, environ), options, environ)
         self._models = ServerModels(options, References(manifest.data_dir / "references.json"))
         self._managed = ManagedServer(options, self._models, manifest.data_dir, environ)
         self._pulls = Pulls(self._models)
@@ -271,8 +271,8 @@ class OllamaEngine(Engine):
             yield chunks
 
     def converse(
-        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
-    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
+        self, service: str, messages: AsyncIterator[ConversationMessage], default_model: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[ConversationMessage]]:
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
         return self._speech.converse(partial(self._exchange, service), default_model, messages)

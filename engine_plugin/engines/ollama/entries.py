@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelInfo
+from engine_plugin.models.info import Loaded, ModelCapabilities, ModelDescription, ModelInfo
 from engine_plugin.transport.answers import printable_text
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def named_entries(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in named if entry["name"]]
 
 
-def listed_model(entry: Mapping[str, Any], capabilities: Capabilities) -> ModelInfo:
+def listed_model(entry: Mapping[str, Any], capabilities: ModelCapabilities) -> ModelInfo:
     """The model of an entry.
 
     Its kind follows from the server's `capabilities`; the caller resolves the final ones.
@@ -66,7 +66,7 @@ def listed_model(entry: Mapping[str, Any], capabilities: Capabilities) -> ModelI
         digest=f"sha256:{digest[1]}" if digest else "",
         modified_at=_time(entry.get("modified_at")) or EPOCH,
         bundled=False,
-        details=ModelDetails(
+        details=ModelDescription(
             format=printable_text(details.get("format")),
             family=family,
             families=_texts(details.get("families"))[:_MAX_FAMILIES],
@@ -77,25 +77,27 @@ def listed_model(entry: Mapping[str, Any], capabilities: Capabilities) -> ModelI
     )
 
 
-def _kind(capabilities: Capabilities, family: str) -> str:
+def _kind(capabilities: ModelCapabilities, family: str) -> str:
     """chat or embed. Old servers report no capabilities; there encoder families are for embed."""
     if features := capabilities.features:
         return "embed" if "embedding" in features and "completion" not in features else "chat"
     return "embed" if family.endswith(_ENCODERS) else "chat"
 
 
-def listed_capabilities(entry: Mapping[str, Any]) -> Capabilities:
+def listed_capabilities(entry: Mapping[str, Any]) -> ModelCapabilities:
     """The capabilities in an entry of /api/tags."""
-    return Capabilities(
+    return ModelCapabilities(
         _texts(entry.get("capabilities")), positive_int(_mapping(entry.get("details")).get("context_length"))
     )
 
 
-def shown_capabilities(answer: Mapping[str, Any]) -> Capabilities:
+def shown_capabilities(answer: Mapping[str, Any]) -> ModelCapabilities:
     """The capabilities in an answer of /api/show."""
     about = _mapping(answer.get("model_info"))
     architecture = printable_text(about.get("general.architecture"))
-    return Capabilities(_texts(answer.get("capabilities")), positive_int(about.get(f"{architecture}.context_length")))
+    return ModelCapabilities(
+        _texts(answer.get("capabilities")), positive_int(about.get(f"{architecture}.context_length"))
+    )
 
 
 def loaded_state(entry: Mapping[str, Any]) -> Loaded:

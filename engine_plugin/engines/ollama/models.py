@@ -25,7 +25,7 @@ from engine_plugin.engines.ollama.options import keep_alive_value
 from engine_plugin.engines.ollama.references import Reference, References
 from engine_plugin.errors import EnginePluginError, ModelNotLoadedError
 from engine_plugin.models.capabilities import DigestCache, resolve
-from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
+from engine_plugin.models.info import ModelCapabilities, ModelDescription, ModelInfo
 from engine_plugin.models.names import is_cloud_name, near_names
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ServerModels:
     def __init__(self, options: OllamaOptions, references: References | None = None) -> None:
         self._options = options
         self._references = references or References()
-        self._shown: DigestCache[Capabilities] = DigestCache()
+        self._shown: DigestCache[ModelCapabilities] = DigestCache()
         self._listing: Mapping[str, ModelInfo] = {}
         """The models by their full names, as they were at `_listed_at` (time.monotonic)."""
         self._listed_at = -math.inf
@@ -126,7 +126,7 @@ class ServerModels:
         listed = await self._listed(client)
         found = [
             replace(
-                listed.get(full_name(entry["name"])) or listed_model(entry, Capabilities()),
+                listed.get(full_name(entry["name"])) or listed_model(entry, ModelCapabilities()),
                 loaded=loaded_state(entry),
             )
             for entry in entries
@@ -272,15 +272,15 @@ class ServerModels:
 
     async def _fetch_capabilities(
         self, client: OllamaClient, entries: list[dict[str, Any]]
-    ) -> dict[str, Capabilities]:
+    ) -> dict[str, ModelCapabilities]:
         """The capabilities from /api/show, by name, for old servers whose list lacks them.
 
         Late answers are missing.
         """
-        found: dict[str, Capabilities] = {}
+        found: dict[str, ModelCapabilities] = {}
         left = iter(entries)
 
-        async def show(name: str) -> Capabilities:
+        async def show(name: str) -> ModelCapabilities:
             return shown_capabilities(await client.ask("POST", "/api/show", {"model": name}, model=name))
 
         async def show_next() -> None:
@@ -297,7 +297,7 @@ class ServerModels:
                     await asyncio.gather(*(show_next() for _ in range(_PARALLEL_SHOWS)))
         return found
 
-    def _info(self, entry: dict[str, Any], reported: Capabilities) -> ModelInfo:
+    def _info(self, entry: dict[str, Any], reported: ModelCapabilities) -> ModelInfo:
         bare = listed_model(entry, reported)
         can = resolve(
             bare.name,
@@ -321,7 +321,7 @@ class ServerModels:
 
     def _cloud(self, name: str) -> ModelInfo:
         can = resolve(name, overrides=self._options.models)
-        return ModelInfo(name, "chat", 0, "", EPOCH, bundled=False, details=ModelDetails(), capabilities=can)
+        return ModelInfo(name, "chat", 0, "", EPOCH, bundled=False, details=ModelDescription(), capabilities=can)
 
 
 def _is_complete(entry: dict[str, Any]) -> bool:

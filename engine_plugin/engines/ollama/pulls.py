@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.engines.ollama.entries import positive_int
 from engine_plugin.engines.ollama.errors import body_complaint, checked_line, exception_for
 from engine_plugin.engines.ollama.models import full_name
@@ -130,7 +130,7 @@ class Pulls:
 
     async def _copy(self, client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
         old = await self._models.get(client, plan.source.removeprefix(_COPY))
-        publish(Status(f"copying {old.name}"))
+        publish(StepStarted(f"copying {old.name}"))
         shape = {"source": old.name, "destination": plan.name}
         await client.ask("POST", "/api/copy", shape, model=old.name, within=_SILENCE)
 
@@ -169,7 +169,7 @@ def _plan(client: OllamaClient, request: PullRequest) -> _Plan:
 async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
     """Upload a file unless the server has it, and create a model of it."""
     path = Path(plan.source)
-    publish(Status(f"reading {path.name}"))
+    publish(StepStarted(f"reading {path.name}"))
     try:
         async with opened(path) as file:
             _require_gguf(path, await in_thread(file.read, len(LFS_POINTER)))
@@ -213,7 +213,7 @@ def _publish_line(line: dict[str, Any], before: str, publish: Callable[[PullEven
         publish(ChunkProgress(digest, min(positive_int(line.get("completed")), total), total))
         return status
     if status not in ("", before, _SUCCESS):
-        publish(Status(status))
+        publish(StepStarted(status))
     return status or before
 
 
@@ -282,7 +282,7 @@ async def _upload(client: OllamaClient, path: Path, digest: str, publish: Callab
         ):
             status, answer = await _exchange(http, "HEAD", url)
             if status == _ABSENT:
-                publish(Status(f"sending {path.name}"))
+                publish(StepStarted(f"sending {path.name}"))
                 status, answer = await _exchange(
                     http, "POST", url, content=body, headers={"content-length": str(size)}
                 )

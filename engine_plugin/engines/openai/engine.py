@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
-from engine_plugin.download.events import Status, Success
+from engine_plugin.download.events import StepStarted, Success
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.openai import requests
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openai.adapters.base import ServerAdapter
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.info import ModelInfo
     from engine_plugin.models.store import PullRequest
 
@@ -166,7 +166,7 @@ class OpenAIEngine(Engine):
         name = request.model
         here = attachment.model(name)
         if here is not None and not request.source:
-            yield Status(f"{attachment.title} has {name}")
+            yield StepStarted(f"{attachment.title} has {name}")
             yield Success(name, here.size, "")
             return
         if not attachment.server.pulls:
@@ -252,8 +252,8 @@ class OpenAIEngine(Engine):
 
     @asynccontextmanager
     async def converse(
-        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service: str, messages: AsyncIterator[ConversationMessage], default_model: str
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
 

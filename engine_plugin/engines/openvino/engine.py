@@ -18,7 +18,7 @@ from engine_plugin.engines.openvino.graphs import remove_stale
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions, devices_asked
 from engine_plugin.engines.openvino.requests import API, PATHS, STREAMED, completed_event, upstream_body
-from engine_plugin.engines.openvino.server import SERVED, LoadedModel, OpenVinoServer
+from engine_plugin.engines.openvino.server import SERVED, OpenVinoServer, ServedModel
 from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.errors import EnginePluginError, UnavailableError
 from engine_plugin.models.info import KIND_OF_SERVICE
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.server import ModelState
     from engine_plugin.install.software import Backend
     from engine_plugin.manifest import Manifest
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.store import StoredModel
     from engine_plugin.transport.http1 import HttpResponse
 
@@ -52,7 +52,7 @@ _AT_ONCE = 4
 """Requests that a model with one at a time gets at once, so that the next one begins without delay."""
 
 
-class OpenVinoEngine(Driver[LoadedModel]):
+class OpenVinoEngine(Driver[ServedModel]):
     """`Engine` on OpenVINO. Start starts the server, which loads each model on its first use."""
 
     services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
@@ -179,8 +179,8 @@ class OpenVinoEngine(Driver[LoadedModel]):
 
     @asynccontextmanager
     async def converse(
-        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service: str, messages: AsyncIterator[ConversationMessage], default_model: str
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
 
@@ -216,7 +216,7 @@ class OpenVinoEngine(Driver[LoadedModel]):
             async with loaded.working() as client:
                 yield client
 
-    def _new_model(self, model: StoredModel) -> LoadedModel:
+    def _new_model(self, model: StoredModel) -> ServedModel:
         """A model for the pool. Raises UnavailableError when the engine does not run."""
         server = self._require_server()
         if server.is_ours:
@@ -230,10 +230,10 @@ class OpenVinoEngine(Driver[LoadedModel]):
             raise UnavailableError("the engine is being stopped")
         return self.server
 
-    def _loaded_model(self, model: StoredModel, server: OpenVinoServer) -> LoadedModel:
+    def _loaded_model(self, model: StoredModel, server: OpenVinoServer) -> ServedModel:
         many, queue = self._options.parallel, self._options.max_queue
         at_once = many if model.kind in ("chat", "embed", "rerank") else min(many, _AT_ONCE)
-        return LoadedModel(model, server.entry(model), server, Admission(at_once, queue))
+        return ServedModel(model, server.entry(model), server, Admission(at_once, queue))
 
     def _new_server(self, backend: Backend, mode: str, place: Place) -> OpenVinoServer:
         return OpenVinoServer(backend, self._options, place, self.data, mode=mode, only_cpu=self._only_cpu)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from filelock import BaseFileLock
 
-    from engine_plugin.engines.openvino.options import ModelEntry
+    from engine_plugin.engines.openvino.options import ConfigEntry
     from engine_plugin.engines.options import Table
 
 __all__ = ["ServedFolder", "graph_text", "lock_of", "remove_stale"]
@@ -102,7 +102,7 @@ class ServedFolder:
         self._attempts += 1
         self._places[name] = f"{quote(name, safe='')}-{self._attempts}"
 
-    def write(self, entries: Mapping[str, ModelEntry]) -> None:
+    def write(self, entries: Mapping[str, ConfigEntry]) -> None:
         """Write config.json for the models of these names, each of which `move_graph` was called for. Blocks."""
         if self._lock is None:
             private_folder(self.folder.parent)
@@ -159,7 +159,7 @@ def _unlock(lock: BaseFileLock) -> None:
     lock.release()
 
 
-def graph_text(entry: ModelEntry) -> str:
+def graph_text(entry: ConfigEntry) -> str:
     """The graph that serves a model, in protobuf's text format."""
     calculator = _CALCULATORS[entry["kind"]]
     into, out = (f'"{calculator.stream}{way}"' for way in ("REQUEST_PAYLOAD:input", "RESPONSE_PAYLOAD:output"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import PullError
 from engine_plugin.jsontext import JsonError
 from engine_plugin.models.capabilities import features_of_template
-from engine_plugin.models.info import Inspection, ModelDetails, bundled_samples
+from engine_plugin.models.info import Inspection, ModelDescription, bundled_samples
 from engine_plugin.models.layout import files_of
 from engine_plugin.models.store import ModelStore
 from engine_plugin.system.files import LFS_POINTER, in_thread, load_json
@@ -255,7 +255,7 @@ def inspect_folder(path: Path) -> Inspection:
     if missing := _first_missing(needed, paths):
         raise PullError(f"{path.name}: {missing}: {_CONVERT}.")
     parameters = sum(graph.parameters for name, graph in files.graphs.items() if "with_past" not in name)
-    details = ModelDetails(
+    details = ModelDescription(
         format="openvino",
         family=family,
         families=(family,) if family else (),

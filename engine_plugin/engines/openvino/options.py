@@ -18,7 +18,7 @@ from engine_plugin.speech.options import AudioLimits, LiveOptions
 if TYPE_CHECKING:
     from engine_plugin.models.store import StoredModel
 
-__all__ = ["MODEL_OPTIONS", "SECTIONS", "ModelEntry", "OpenVinoOptions", "device_of", "devices_asked", "entry_of"]
+__all__ = ["MODEL_OPTIONS", "SECTIONS", "ConfigEntry", "OpenVinoOptions", "device_of", "devices_asked", "entry_of"]
 
 SECTIONS = {
     "chat": "chat",
@@ -199,7 +199,7 @@ class OpenVinoOptions(ServerOptions):
         return found
 
 
-class ModelEntry(TypedDict):
+class ConfigEntry(TypedDict):
     """One model in the embedded server's config.json (docs/openvino-server.md). `options` are of MODEL_OPTIONS."""
 
     name: str
@@ -234,7 +234,7 @@ def devices_asked(mode: str, options: OpenVinoOptions) -> dict[str, str]:
     return asked
 
 
-def entry_of(model: StoredModel, device: str, options: OpenVinoOptions, *, threads: int = 0) -> ModelEntry:
+def entry_of(model: StoredModel, device: str, options: OpenVinoOptions, *, threads: int = 0) -> ConfigEntry:
     """The entry of a model. `threads`: for a server that has no setting for them; `plugin_config` may override it."""
     given = {name: value for name, value in options.of_kind(model.kind).items() if name != "device"}
     if model.kind == "chat":

@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.local.admission import Admission
     from engine_plugin.engines.local.server import Place
-    from engine_plugin.engines.openvino.options import ModelEntry, OpenVinoOptions
+    from engine_plugin.engines.openvino.options import ConfigEntry, OpenVinoOptions
     from engine_plugin.install.software import Backend
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.run import ProcessRun
 
-__all__ = ["SERVED", "LoadedModel", "ModelState", "OpenVinoServer"]
+__all__ = ["SERVED", "ModelState", "OpenVinoServer", "ServedModel"]
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class OpenVinoServer(ServerProcess):
         self._cache = str(data / "cache")
         self._mode = mode
         self._only_cpu = only_cpu
-        self._entries: dict[str, ModelEntry] = {}
+        self._entries: dict[str, ConfigEntry] = {}
         self._proved: set[str] = set()
         """The models that have been available."""
         self._writing = asyncio.Lock()
@@ -187,7 +187,7 @@ class OpenVinoServer(ServerProcess):
                 wrong.append(f"{name} does not answer: {state.complaint}")
         return Condition(wrong, serves=not served or lost < len(served))
 
-    def entry(self, model: StoredModel) -> ModelEntry:
+    def entry(self, model: StoredModel) -> ConfigEntry:
         """What this server gets for a model."""
         device = device_of(model.kind, self._mode, self._options, only_cpu=self._only_cpu)
         return entry_of(model, device, self._options, threads=0 if self.is_ours else self._options.threads)
@@ -197,7 +197,7 @@ class OpenVinoServer(ServerProcess):
         self._entries.pop(name, None)
         self._proved.discard(name)
 
-    async def add(self, entry: ModelEntry) -> None:
+    async def add(self, entry: ConfigEntry) -> None:
         """Have the server load a model, unless it has, and wait until it is available.
 
         Raises ModelUnusableError or EngineStartError with the server's reason, BadGatewayError when the server dies.
@@ -283,10 +283,10 @@ def _state(shape: Mapping[str, Any]) -> ModelState:
     return ModelState(state, message or code, failed=True, unusable=code == _PRECONDITION)
 
 
-class LoadedModel:
+class ServedModel:
     """One model in a server's memory, or being loaded. Owned by the pool; closed once, then discarded."""
 
-    def __init__(self, model: StoredModel, entry: ModelEntry, server: OpenVinoServer, admission: Admission) -> None:
+    def __init__(self, model: StoredModel, entry: ConfigEntry, server: OpenVinoServer, admission: Admission) -> None:
         self.model = model
         self.admission = admission
         self._entry = entry

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.llamacpp.server import ServerSettings, server_command
+from engine_plugin.engines.llamacpp.server import LlamaServerSettings, server_command
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError, UnavailableError
 from engine_plugin.install.software import Backend
 
@@ -120,7 +120,7 @@ async def test_failed_load_leaves_no_key_file(serve: Serve, llama_server: Path) 
     assert running.processes() == []
 
 
-def settings(**changes: Any) -> ServerSettings:
+def settings(**changes: Any) -> LlamaServerSettings:
     plain: dict[str, Any] = {
         "model": "/m.gguf",
         "alias": "m",
@@ -134,7 +134,7 @@ def settings(**changes: Any) -> ServerSettings:
         "threads": 1,
         "gpu_layers": 0,
     }
-    return ServerSettings(**plain | changes)
+    return LlamaServerSettings(**plain | changes)
 
 
 def test_llama_cpp_accepts_each_argument(tmp_path: Path) -> None:

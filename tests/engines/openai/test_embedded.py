@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.errors import ModelNotFoundError
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.plugin import Plugin
 from tests.engines.openai.conftest import manifest_of
 from tests.engines.openai.test_servers import HELLO, call, models, streamed
@@ -121,9 +121,9 @@ async def test_generated_speech_is_transcribed(plugin: Plugin) -> None:
 
 
 async def test_live_stream_is_transcribed(plugin: Plugin) -> None:
-    async def messages() -> AsyncIterator[BidiMessage]:
-        yield BidiMessage(speech(1.5), "binary", {"format": "pcm", "sample_rate": "16000"})
-        yield BidiMessage(b'{"action": "finish-task"}')
+    async def messages() -> AsyncIterator[ConversationMessage]:
+        yield ConversationMessage(speech(1.5), "binary", {"format": "pcm", "sample_rate": "16000"})
+        yield ConversationMessage(b'{"action": "finish-task"}')
 
     async with asyncio.timeout(LIMIT), plugin.converse("speech-to-text-ws", messages()) as answers:
         told = [json.loads(answer.data)["header"]["event"] async for answer in answers]

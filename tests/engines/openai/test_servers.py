@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PullError, UnsupportedError
 from engine_plugin.host import events
 from engine_plugin.models.request import PullRequest
@@ -174,7 +174,7 @@ async def test_ovo_pulls_models(serve: Serve, attach: Attach) -> None:
     plugin = attach(server)
     name = "mlx-community/Other"
     assert await pull(plugin, model=name) == [
-        Status(f"pulling {name}"),
+        StepStarted(f"pulling {name}"),
         ChunkProgress(name, 10, 40),
         Success(name, 40, ""),
     ]
@@ -268,6 +268,6 @@ async def test_attached_server_is_not_managed(serve: Serve, attach: Attach) -> N
     with pytest.raises(UnsupportedError, match="does not support pulls"):
         await pull(plugin, model="other")
     assert await pull(plugin, model="qwen3-8b") == [
-        Status(f"vLLM at {server.url}/v1 has qwen3-8b"),
+        StepStarted(f"vLLM at {server.url}/v1 has qwen3-8b"),
         Success("qwen3-8b", 0, ""),
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from tests.engines.openai.test_servers import HELLO, call, streamed
 from tests.patience import LIMIT
 from tests.speech.sounds import silence, spoken, wav
@@ -197,9 +197,9 @@ async def test_live_stream_is_transcribed(serve: Serve, attach: Attach) -> None:
     plugin = attach(server)
     sound = silence(0.5) + spoken(0, 6) + silence(1)
 
-    async def messages() -> AsyncIterator[BidiMessage]:
-        yield BidiMessage(sound, "binary", {"format": "pcm", "sample_rate": "16000"})
-        yield BidiMessage(b'{"action": "finish-task"}')
+    async def messages() -> AsyncIterator[ConversationMessage]:
+        yield ConversationMessage(sound, "binary", {"format": "pcm", "sample_rate": "16000"})
+        yield ConversationMessage(b'{"action": "finish-task"}')
 
     told = await _converse(plugin, messages())
     assert (told[0], told[-1]) == ("task-started", "task-finished")
@@ -207,7 +207,7 @@ async def test_live_stream_is_transcribed(serve: Serve, attach: Attach) -> None:
     assert server.forms[0]["model"] == "whisper-1"
 
 
-async def _converse(plugin: Plugin, messages: AsyncIterator[BidiMessage]) -> list[str]:
+async def _converse(plugin: Plugin, messages: AsyncIterator[ConversationMessage]) -> list[str]:
     async with asyncio.timeout(LIMIT), plugin.converse("speech-to-text-ws", messages) as answers:
         return [json.loads(answer.data)["header"]["event"] async for answer in answers]
 

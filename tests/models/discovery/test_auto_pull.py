@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin import deadlines
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.errors import DeadlineError, InvalidRequestError, ManifestError, ModelNotFoundError, PullError
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.plugin import Plugin
 from tests.patience import pace
 from tests.small_engine import SmallEngine
@@ -52,7 +52,7 @@ class PullingEngine(SmallEngine):
     async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         self.pulled.append(request.model)
         try:
-            yield Status("resolving")
+            yield StepStarted("resolving")
             self.pulling.set()
             await self.gate.wait()
             self._step("pull_model")
@@ -74,20 +74,20 @@ class PullingEngine(SmallEngine):
 
     @asynccontextmanager
     async def converse(
-        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
-    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        self, service: str, messages: AsyncIterator[ConversationMessage], default_model: str
+    ) -> AsyncIterator[AsyncIterator[ConversationMessage]]:
         heard: list[bytes] = []
         self.heard.append(heard)
 
-        async def answers() -> AsyncIterator[BidiMessage]:
+        async def answers() -> AsyncIterator[ConversationMessage]:
             heard.append((await anext(messages)).data)
             try:
                 self._require(default_model)
                 self._step("converse")
             except (ModelNotFoundError, InvalidRequestError):
-                yield BidiMessage(FAILED)
+                yield ConversationMessage(FAILED)
                 raise
-            yield BidiMessage(b"started")
+            yield ConversationMessage(b"started")
             async for message in messages:
                 heard.append(message.data)
                 yield message
@@ -107,9 +107,9 @@ def engine_of(plugin: Plugin) -> PullingEngine:
 
 
 async def talk(plugin: Plugin, *said: bytes) -> list[bytes]:
-    async def messages() -> AsyncIterator[BidiMessage]:
+    async def messages() -> AsyncIterator[ConversationMessage]:
         for data in said:
-            yield BidiMessage(data, "binary")
+            yield ConversationMessage(data, "binary")
 
     async with plugin.converse("speech-to-text-ws", messages()) as answers:
         return [answer.data async for answer in answers]
@@ -189,8 +189,8 @@ async def test_name_without_a_reference_is_not_pulled(plugin: Plugin) -> None:
     assert engine_of(plugin).pulled == []
 
 
-async def one(data: bytes) -> AsyncIterator[BidiMessage]:
-    yield BidiMessage(data, "binary")
+async def one(data: bytes) -> AsyncIterator[ConversationMessage]:
+    yield ConversationMessage(data, "binary")
 
 
 async def test_call_is_repeated_once(plugin: Plugin) -> None:
@@ -260,8 +260,8 @@ async def test_conversation_deadline_does_not_include_the_pull(
 
     endless = asyncio.Event()
 
-    async def messages() -> AsyncIterator[BidiMessage]:
-        yield BidiMessage(b"a", "binary")
+    async def messages() -> AsyncIterator[ConversationMessage]:
+        yield ConversationMessage(b"a", "binary")
         await endless.wait()
 
     async def listen() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from engine_plugin.errors import UnavailableError
 from engine_plugin.models.available import AvailableModels, names_for
-from engine_plugin.models.info import ModelDetails, ModelInfo
+from engine_plugin.models.info import ModelDescription, ModelInfo
 from engine_plugin.plugin import Plugin
 from tests.small_engine import SmallEngine
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def model(name: str, kind: str = "chat") -> ModelInfo:
-    return ModelInfo(name, kind, 1, "", datetime.now(UTC), bundled=False, details=ModelDetails())
+    return ModelInfo(name, kind, 1, "", datetime.now(UTC), bundled=False, details=ModelDescription())
 
 
 class ListingEngine(SmallEngine):

@@ -15,18 +15,18 @@ from engine_plugin.models.capabilities import (
     resolve,
     told_by_file,
 )
-from engine_plugin.models.info import FEATURE_OF_KIND, KINDS, Capabilities, ModelDetails
+from engine_plugin.models.info import FEATURE_OF_KIND, KINDS, ModelCapabilities, ModelDescription
 
-ENGINE = Capabilities(("tools",), 1000)
-FILE = Capabilities(("thinking",), 2000)
+ENGINE = ModelCapabilities(("tools",), 1000)
+FILE = ModelCapabilities(("thinking",), 2000)
 OVERRIDES = (ModelOverride("qwen3*", 3000, ("vision",)),)
 
 
 def test_order_of_the_sources_of_capabilities() -> None:
     def found(
         name: str = "qwen3:8b",
-        engine: Capabilities | None = ENGINE,
-        file: Capabilities | None = FILE,
+        engine: ModelCapabilities | None = ENGINE,
+        file: ModelCapabilities | None = FILE,
         overrides: tuple[ModelOverride, ...] = OVERRIDES,
     ) -> tuple[tuple[str, ...], int, str]:
         told = resolve(name, engine=engine, file=file, overrides=overrides)
@@ -43,27 +43,27 @@ def test_order_of_the_sources_of_capabilities() -> None:
 def test_features_and_context_may_come_from_different_sources() -> None:
     told = resolve(
         "own",
-        engine=Capabilities((), 1000),
-        file=Capabilities(("tools",), 2000),
+        engine=ModelCapabilities((), 1000),
+        file=ModelCapabilities(("tools",), 2000),
         overrides=(ModelOverride("own", capabilities=("thinking",)),),
     )
-    assert told == Capabilities(("completion", "thinking"), 1000, "engine")
+    assert told == ModelCapabilities(("completion", "thinking"), 1000, "engine")
 
 
 def test_unknown_features_are_dropped_and_the_others_ordered() -> None:
-    told = resolve("own", engine=Capabilities(("vision", "telepathy", "tools", "completion")))
+    told = resolve("own", engine=ModelCapabilities(("vision", "telepathy", "tools", "completion")))
     assert told.features == ("completion", "tools", "vision")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "chat"])
 def test_only_chat_models_have_estimates(kind: str) -> None:
     told = resolve("qwen3-embedding:8b", "qwen3", "8B", kind=kind)
-    assert told == Capabilities((FEATURE_OF_KIND[kind],))
+    assert told == ModelCapabilities((FEATURE_OF_KIND[kind],))
 
 
 def test_family_and_size_of_the_details_are_used_for_a_plain_name() -> None:
     assert resolve("own", "qwen2", "7B").context_length == 131_072
-    assert resolve("own", "gpt-oss", "20.9B") == Capabilities(("completion",), 32_768, "estimate")
+    assert resolve("own", "gpt-oss", "20.9B") == ModelCapabilities(("completion",), 32_768, "estimate")
 
 
 @pytest.mark.parametrize("pattern", ["qwen3:8b", "QWEN3*", "qwen3:8b:latest*", "*8b", "qwen3:?b"])
@@ -78,12 +78,12 @@ def test_first_matching_override_applies_without_latest() -> None:
 
 
 def test_capabilities_from_the_details_of_a_file() -> None:
-    said = ModelDetails(extra={"tools": True, "thinking": False, "vision": False, "context_length": 4096})
-    assert told_by_file("chat", said) == Capabilities(("completion", "tools"), 4096)
-    nothing_more = ModelDetails(extra={"tools": False, "context_length": True})
-    assert told_by_file("chat", nothing_more) == Capabilities(("completion",))
+    said = ModelDescription(extra={"tools": True, "thinking": False, "vision": False, "context_length": 4096})
+    assert told_by_file("chat", said) == ModelCapabilities(("completion", "tools"), 4096)
+    nothing_more = ModelDescription(extra={"tools": False, "context_length": True})
+    assert told_by_file("chat", nothing_more) == ModelCapabilities(("completion",))
     assert resolve("qwen3", file=told_by_file("chat", nothing_more)).features == ("completion",)
-    assert told_by_file("embed", ModelDetails(extra={"context_length": 512})) == Capabilities((), 512)
+    assert told_by_file("embed", ModelDescription(extra={"context_length": 512})) == ModelCapabilities((), 512)
 
 
 @pytest.mark.parametrize(

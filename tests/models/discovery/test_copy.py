@@ -10,7 +10,7 @@ import pytest
 from engine_plugin.download.events import Success
 from engine_plugin.engines.openvino.models import choose_files, inspect_folder
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PullError
-from engine_plugin.models.info import Inspection, ModelDetails, bundled_samples
+from engine_plugin.models.info import Inspection, ModelDescription, bundled_samples
 from engine_plugin.models.layout import files_of
 from engine_plugin.models.store import ModelStore, PullRequest
 from engine_plugin.system.files import in_thread
@@ -25,7 +25,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     """A store of each form, with a chat model `old` that the configuration declares an embedder."""
 
     async def look_at_file(path: Path) -> Inspection:
-        return Inspection("chat", ModelDetails(extra={"suffix": path.suffix}))
+        return Inspection("chat", ModelDescription(extra={"suffix": path.suffix}))
 
     async def look_at_folder(path: Path) -> Inspection:
         return await in_thread(inspect_folder, path)

@@ -10,7 +10,7 @@ import pytest
 
 from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
 from engine_plugin.engines.llamacpp.models import parse_properties
-from engine_plugin.models.info import Capabilities
+from engine_plugin.models.info import ModelCapabilities
 from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
 from tests.extras import needs
@@ -39,7 +39,7 @@ async def engine(place: Path, **options: Any) -> AsyncIterator[LlamaCppEngine]:
         await found.aclose()
 
 
-async def listed(engine: LlamaCppEngine) -> dict[str, Capabilities]:
+async def listed(engine: LlamaCppEngine) -> dict[str, ModelCapabilities]:
     return {model.name: model.capabilities for model in await engine.list_models()}
 
 
@@ -54,11 +54,11 @@ async def test_context_and_features_come_from_the_file(tmp_path: Path) -> None:
         write_header(models / "embedder.gguf", "bert", 512, None)
         found = await listed(llamacpp)
     assert {name: told for name, told in found.items() if not name.startswith("tiny")} == {
-        "plain": Capabilities(("completion",), 4_096, "file"),
-        "both": Capabilities(("completion", "tools", "thinking"), 32_768, "file"),
-        "apart": Capabilities(("completion", "tools"), 40_000, "configuration"),
-        "silent": Capabilities(("completion", "tools", "thinking"), 32_768, "file"),
-        "embedder": Capabilities(("embedding",), 512, "file"),
+        "plain": ModelCapabilities(("completion",), 4_096, "file"),
+        "both": ModelCapabilities(("completion", "tools", "thinking"), 32_768, "file"),
+        "apart": ModelCapabilities(("completion", "tools"), 40_000, "configuration"),
+        "silent": ModelCapabilities(("completion", "tools", "thinking"), 32_768, "file"),
+        "embedder": ModelCapabilities(("embedding",), 512, "file"),
     }
 
 
@@ -70,7 +70,7 @@ async def test_details_of_samples_equal_those_of_their_files(tmp_path: Path) -> 
         found = await listed(llamacpp)
     for sample in ("tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"):
         assert found[sample] == found[f"my-{sample}"]
-    assert found["tiny-chat-gguf"] == Capabilities(("completion", "tools"), 8_192, "file")
+    assert found["tiny-chat-gguf"] == ModelCapabilities(("completion", "tools"), 8_192, "file")
 
 
 async def test_plugin_yaml_overrides_the_file(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ async def test_plugin_yaml_overrides_the_file(tmp_path: Path) -> None:
         await llamacpp.start("cpu")
         await llamacpp.load_model("tiny-chat-gguf")
         [running] = await llamacpp.running_models()
-    assert found["tiny-chat-gguf"] == Capabilities(("completion",), 512, "configuration")
-    assert found["tiny-embed-gguf"] == Capabilities(("vision", "embedding"), 512, "file")
+    assert found["tiny-chat-gguf"] == ModelCapabilities(("completion",), 512, "configuration")
+    assert found["tiny-embed-gguf"] == ModelCapabilities(("vision", "embedding"), 512, "file")
     assert running.loaded is not None
     assert running.loaded.context_length == 512
     assert running.capabilities == found["tiny-chat-gguf"]
@@ -104,7 +104,7 @@ async def test_loaded_model_has_its_memory_and_features(tmp_path: Path) -> None:
         assert chat.loaded.idle is not None
         assert 0 <= chat.loaded.idle < 60
         assert (chat.loaded.context_length, embed.loaded.context_length) == (1024, 512)
-        assert chat.capabilities == Capabilities(("completion", "tools"), 1024, "engine")
+        assert chat.capabilities == ModelCapabilities(("completion", "tools"), 1024, "engine")
         assert embed.capabilities.features == ("embedding",)
         request: dict[str, Any] = {"model": "tiny-chat-gguf", "messages": [{"role": "user", "content": "count"}]}
         async with llamacpp.stream("chat", request) as chunks:
@@ -114,7 +114,7 @@ async def test_loaded_model_has_its_memory_and_features(tmp_path: Path) -> None:
             assert busy.loaded.idle == 0
         await llamacpp.unload_model("tiny-chat-gguf")
         found = await listed(llamacpp)
-        assert found["tiny-chat-gguf"] == Capabilities(("completion", "tools"), 1024, "engine")
+        assert found["tiny-chat-gguf"] == ModelCapabilities(("completion", "tools"), 1024, "engine")
 
 
 async def test_manifest_lists_models_that_can_serve(tmp_path: Path) -> None:
@@ -129,14 +129,14 @@ async def test_manifest_lists_models_that_can_serve(tmp_path: Path) -> None:
 # What a server says
 
 
-def told(**shape: Any) -> Capabilities:
+def told(**shape: Any) -> ModelCapabilities:
     return parse_properties(json.dumps(shape).encode())[0]
 
 
 def test_server_properties_give_context_length_and_features() -> None:
     length = {"n_ctx": 4096}
     senses = {"vision": True, "audio": False}
-    assert told(default_generation_settings=length, modalities=senses, chat_template="<think>") == Capabilities(
+    assert told(default_generation_settings=length, modalities=senses, chat_template="<think>") == ModelCapabilities(
         ("completion", "thinking", "vision"), 4096
     )
     assert "tools" in told(chat_template="", chat_template_caps={"supports_tools": True}).features
@@ -158,4 +158,4 @@ def test_server_properties_give_context_length_and_features() -> None:
     ],
 )
 def test_other_answers_give_no_capabilities(body: bytes) -> None:
-    assert parse_properties(body)[0] == Capabilities()
+    assert parse_properties(body)[0] == ModelCapabilities()

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
 from engine_plugin.errors import ModelNotFoundError
-from engine_plugin.models.info import Capabilities, bundled_samples
+from engine_plugin.models.info import ModelCapabilities, bundled_samples
 from engine_plugin.models.layout import files_of
 from engine_plugin.plugin import Plugin
 from tests.extras import needs
@@ -61,7 +61,7 @@ def sample_files(name: str) -> dict[str, bytes]:
 
 async def test_each_model_has_its_features(plugin: Plugin) -> None:
     found = {model.name: model.capabilities for model in await plugin.list_models()}
-    assert found["tiny-chat"] == Capabilities(("completion",), 1024, "file")
+    assert found["tiny-chat"] == ModelCapabilities(("completion",), 1024, "file")
     assert {name: told.features for name, told in found.items()} == {
         "tiny-chat": ("completion",),
         "tiny-embed": ("embedding",),
@@ -89,7 +89,7 @@ async def test_missing_model_is_pulled_and_loaded(plugin: Plugin) -> None:
     assert answer["choices"][0]["message"]["content"]
     [running] = await plugin.running_models()
     assert running.name == REPOSITORY
-    assert running.capabilities == Capabilities(("completion", "tools"), 2048, "configuration")
+    assert running.capabilities == ModelCapabilities(("completion", "tools"), 2048, "configuration")
     assert running.loaded is not None
     assert running.loaded.memory > 10_000_000
     assert running.loaded.idle is not None

@@ -15,7 +15,7 @@ import aiohttp
 import pytest_asyncio
 
 from openvino_server.app import make_app, serve_http
-from openvino_server.model import ServerSettings
+from openvino_server.model import ModelSettings
 from openvino_server.registry import Registry
 from tests.leftovers import marked, nothing_is_left, scratch
 from tests.patience import LIMIT
@@ -133,7 +133,7 @@ async def serve(scratch: Path) -> AsyncIterator[Serve]:
         if not empty:
             config.add("m")
         config.write()
-        registry = Registry(config.path, ServerSettings(**settings), worker, os.environ)
+        registry = Registry(config.path, ModelSettings(**settings), worker, os.environ)
         runner, address = await serve_http(make_app(registry, KEY), str(scratch / "s.sock"), 0)
         started.append((registry, runner))
         connector = aiohttp.UnixConnector(address.removeprefix("unix:"), limit=0)

@@ -20,7 +20,7 @@ import aiohttp
 import psutil
 import pytest
 
-from openvino_server.model import ServerSettings
+from openvino_server.model import ModelSettings
 from tests.openvino_server.serving.conftest import KEY, Config
 from tests.patience import LIMIT
 
@@ -40,7 +40,7 @@ def test_usage_and_documentation_agree_with_the_settings() -> None:
     page = (ROOT / "docs" / "openvino-server.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `(\w+)` \| (\S*) \|", page.partition("## config.json")[0], re.MULTILINE))
     own = {"host": "required", "port": "0", "key": "required", "config": "required"}
-    defaults = {field.name: field.default for field in fields(ServerSettings)}
+    defaults = {field.name: field.default for field in fields(ModelSettings)}
     assert table == own | {name: f"{value:g}" if value != "" else '""' for name, value in defaults.items()}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine_plugin.engines.openai.requests import PATHS
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
 from engine_plugin.jsontext import JsonError, read_json
-from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
+from engine_plugin.models.info import ModelCapabilities, ModelDescription, ModelInfo
 from engine_plugin.system.files import LARGEST_JSON, in_thread
 from engine_plugin.transport.answers import printable_text
 from engine_plugin.transport.http1 import Http1Client
@@ -63,15 +63,15 @@ class Reported(dict[str, Any]):
         self,
         kind: str = "",
         size: int = 0,
-        details: ModelDetails | None = None,
-        capabilities: Capabilities | None = None,
+        details: ModelDescription | None = None,
+        capabilities: ModelCapabilities | None = None,
         loaded: Loaded | None = None,
     ) -> ModelInfo:
         """The model of this entry of a list of models, with what its server reports; `kind` is "" if unknown."""
         owner = self.text("owned_by")
-        details = replace(details or ModelDetails(), extra={"owned_by": owner} if owner else {})
+        details = replace(details or ModelDescription(), extra={"owned_by": owner} if owner else {})
         made = datetime.fromtimestamp(min(self.number("created"), _LATEST), UTC)
-        capabilities = capabilities or Capabilities()
+        capabilities = capabilities or ModelCapabilities()
         return ModelInfo(self.text("id"), kind, size, "", made, False, details, capabilities, loaded)
 
 

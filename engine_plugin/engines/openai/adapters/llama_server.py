@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo, kind_by_name
 from engine_plugin.models.capabilities import features_of_template
-from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelInfo
+from engine_plugin.models.info import Loaded, ModelCapabilities, ModelDescription, ModelInfo
 
 __all__ = ["LlamaServerAdapter"]
 
@@ -40,8 +40,8 @@ def _found(entry: Reported, props: Reported) -> ModelInfo:
     size = next((f"{count / unit:.3g}{name}" for unit, name in _UNITS if count >= unit), "")
     return entry.model(
         size=meta.number("size"),
-        details=ModelDetails("gguf", parameter_size=size),
-        capabilities=Capabilities(_features(props) if chats else (), context or meta.number("n_ctx_train")),
+        details=ModelDescription("gguf", parameter_size=size),
+        capabilities=ModelCapabilities(_features(props) if chats else (), context or meta.number("n_ctx_train")),
         loaded=Loaded(context_length=context),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
-from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelInfo
+from engine_plugin.models.info import Loaded, ModelCapabilities, ModelDescription, ModelInfo
 
 __all__ = ["LmStudioAdapter"]
 
@@ -44,7 +44,9 @@ def _found(entry: Reported, reported: Reported) -> ModelInfo:
     context = reported.number("loaded_context_length") or longest
     return entry.model(
         kind=_KINDS.get(kind, ""),
-        details=ModelDetails(reported.text("compatibility_type"), family, families, quantization_level=quantization),
-        capabilities=Capabilities(tuple(features), longest),
+        details=ModelDescription(
+            reported.text("compatibility_type"), family, families, quantization_level=quantization
+        ),
+        capabilities=ModelCapabilities(tuple(features), longest),
         loaded=Loaded(context_length=context) if reported.text("state") == "loaded" else None,
     )

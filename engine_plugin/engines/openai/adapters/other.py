@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
-from engine_plugin.models.info import Capabilities, ModelInfo
+from engine_plugin.models.info import ModelCapabilities, ModelInfo
 
 __all__ = ["GenericAdapter"]
 
@@ -25,4 +25,4 @@ class GenericAdapter(ServerAdapter):
 
 def _found(entry: Reported) -> ModelInfo:
     context = next((number for name in _CONTEXTS if (number := entry.number(name))), 0)
-    return entry.model(capabilities=Capabilities((), context))
+    return entry.model(capabilities=ModelCapabilities((), context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
-from engine_plugin.models.info import KINDS, Capabilities, Loaded, ModelInfo
+from engine_plugin.models.info import KINDS, Loaded, ModelCapabilities, ModelInfo
 
 __all__ = ["OvmsAdapter"]
 
@@ -42,6 +42,6 @@ def _found(entry: Reported) -> ModelInfo:
     features = tuple(word for word in entry.items_of("capabilities") if isinstance(word, str))
     return entry.model(
         kind=kind if kind in KINDS else "",
-        capabilities=Capabilities(features, context),
+        capabilities=ModelCapabilities(features, context),
         loaded=Loaded(context_length=context),
     )

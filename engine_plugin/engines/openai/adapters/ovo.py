@@ -9,10 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
-from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
 from engine_plugin.errors import PullError, UnsupportedError
-from engine_plugin.models.info import ModelDetails, ModelInfo
+from engine_plugin.models.info import ModelDescription, ModelInfo
 from engine_plugin.transport.answers import one_line
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class OvoAdapter(ServerAdapter):
 
 def _found(entry: Reported, reported: Reported) -> ModelInfo:
     size = reported.number("size_bytes") or reported.number("size")
-    return entry.model(size=size, details=ModelDetails("mlx", quantization_level=reported.text("quantization")))
+    return entry.model(size=size, details=ModelDescription("mlx", quantization_level=reported.text("quantization")))
 
 
 async def pull_events(
@@ -83,7 +83,7 @@ async def pull_events(
     `ask(path, body)` sends a POST, or without a body a GET, to OVO's own API. OVO cannot cancel a download: it
     continues after the generator is closed.
     """
-    yield Status(f"pulling {name}")
+    yield StepStarted(f"pulling {name}")
     begun = await ask("/ovo/models/download", json.dumps({"repo_id": repository}).encode())
     ticket = next((begun[key] for key in ("id", "download_id", "task_id") if begun.get(key)), None)
     if ticket is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
-from engine_plugin.models.info import Capabilities, Loaded, ModelInfo
+from engine_plugin.models.info import Loaded, ModelCapabilities, ModelInfo
 
 __all__ = ["VllmAdapter"]
 
@@ -30,4 +30,4 @@ class VllmAdapter(ServerAdapter):
 
 def _found(entry: Reported) -> ModelInfo:
     context = entry.number("max_model_len")
-    return entry.model(capabilities=Capabilities((), context), loaded=Loaded(context_length=context))
+    return entry.model(capabilities=ModelCapabilities((), context), loaded=Loaded(context_length=context))

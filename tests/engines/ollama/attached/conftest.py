@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.engines.ollama.address import ServerAddress
-from engine_plugin.engines.ollama.attached import AttachedServer
+from engine_plugin.engines.ollama.attached import AttachedOllama
 from engine_plugin.engines.ollama.options import OllamaOptions
 from tests.engines.ollama.contract.handle import ContractServer
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["attached", "attached_server", "shared_client", "shared_server"]
 
 
-def attached_server(url: str, environ: dict[str, str] | None = None, **options: object) -> AttachedServer:
-    """An AttachedServer for a URL; `options` are fields of OllamaOptions."""
-    return AttachedServer(ServerAddress.parse(url, "the test"), OllamaOptions(**options), environ or {})  # type: ignore[arg-type]  # as read_options does
+def attached_server(url: str, environ: dict[str, str] | None = None, **options: object) -> AttachedOllama:
+    """An AttachedOllama for a URL; `options` are fields of OllamaOptions."""
+    return AttachedOllama(ServerAddress.parse(url, "the test"), OllamaOptions(**options), environ or {})  # type: ignore[arg-type]  # as read_options does
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
+from engine_plugin.download.events import ChunkProgress, PullEvent, StepStarted, Success
 from engine_plugin.engines.ollama.models import ServerModels
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
@@ -50,7 +50,7 @@ async def test_pull_reports_steps_layers_and_result(
     pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
 ) -> None:
     events = await events_of(pulls, attached, PullRequest("fresh"))
-    statuses = [event.text for event in events if isinstance(event, Status)]
+    statuses = [event.text for event in events if isinstance(event, StepStarted)]
     assert statuses == ["pulling manifest", "verifying sha256 digest", "writing manifest"]
     layers: dict[str, ChunkProgress] = {}
     for event in events:
@@ -155,7 +155,7 @@ async def test_pull_ends_when_its_last_watcher_leaves(
 ) -> None:
     first = pulls.pull(attached, PullRequest("fault-pull-gated"))
     second = pulls.pull(attached, PullRequest("fault-pull-gated"))
-    assert await anext(first) == await anext(second) == Status("pulling manifest")
+    assert await anext(first) == await anext(second) == StepStarted("pulling manifest")
     await first.aclose()
     assert [entry["state"] for entry in contract_server.requests("/api/pull")] == ["open"]
     await second.aclose()
@@ -180,7 +180,7 @@ async def test_wrong_sha256_of_a_pull_fails(pulls: Pulls, shared_client: OllamaC
 
 async def test_copy(pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer) -> None:
     [status, done] = await events_of(pulls, shared_client, PullRequest("mine", source="model:tiny-chat"))
-    assert status == Status("copying tiny-chat:latest")
+    assert status == StepStarted("copying tiny-chat:latest")
     assert isinstance(done, Success)
     assert done.model == "mine:latest"
     assert {"mine:latest", "tiny-chat:latest"} <= set(shared_server.names())
@@ -206,7 +206,7 @@ async def test_gguf_file_is_uploaded_and_created(
     digest = hashlib.sha256(BYTES).hexdigest()
     size = len(BYTES)
     events = await events_of(pulls, shared_client, PullRequest("own", source=str(gguf), sha256=digest))
-    assert events[0] == Status("reading Some Model.gguf")
+    assert events[0] == StepStarted("reading Some Model.gguf")
     assert ChunkProgress(f"sha256:{digest}", size, size) in events
     assert isinstance(events[-1], Success)
     assert "own:latest" in shared_server.names()

@@ -14,7 +14,7 @@ import pytest
 from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.engines.ollama.exchange import Exchange
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, UnsupportedError
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.services import SpeechServices
 from engine_plugin.transport.http1 import Http1Client
@@ -119,10 +119,10 @@ class LiveSession:
         finally:
             self.held -= 1
 
-    async def _messages(self, model: str) -> AsyncGenerator[BidiMessage, None]:
+    async def _messages(self, model: str) -> AsyncGenerator[ConversationMessage, None]:
         metadata = {"format": "pcm", "model": model, "language": "en"}
-        yield BidiMessage(speech(1.2) + silence(1.0), "binary", metadata)
-        yield BidiMessage(b'{"action": "finish-task"}')
+        yield ConversationMessage(speech(1.2) + silence(1.0), "binary", metadata)
+        yield ConversationMessage(b'{"action": "finish-task"}')
 
     async def events(self, model: str) -> AsyncGenerator[dict[str, Any], None]:
         async with (

@@ -16,12 +16,12 @@ from engine_plugin.engines.openvino.options import OpenVinoOptions, device_of, d
 from engine_plugin.engines.options import read_options
 from engine_plugin.errors import ManifestError
 from engine_plugin.manifest import load_manifest
-from engine_plugin.models.info import KINDS, ModelDetails, StoredModel
+from engine_plugin.models.info import KINDS, ModelDescription, StoredModel
 from tests.engines.openvino.fake_ovms.graphs import read_graph
 
 
 def model(kind: str, folder: str = "/models/of mine/ä") -> StoredModel:
-    return StoredModel("owner/mine", kind, 1, "", datetime.now(UTC), False, ModelDetails(), path=Path(folder))
+    return StoredModel("owner/mine", kind, 1, "", datetime.now(UTC), False, ModelDescription(), path=Path(folder))
 
 
 Given: TypeAlias = Callable[..., OpenVinoOptions]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from engine_plugin.messages import BidiMessage
+    from engine_plugin.messages import ConversationMessage
     from engine_plugin.transport.posting import PostingClient
 
 aiohttp = pytest.importorskip("aiohttp")
@@ -148,8 +148,8 @@ class Speech:
         self,
         use: Callable[[str], AbstractAsyncContextManager[str]],
         default_model: str,
-        messages: AsyncIterator[BidiMessage],
-    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
+        messages: AsyncIterator[ConversationMessage],
+    ) -> AbstractAsyncContextManager[AsyncIterator[ConversationMessage]]:
         @asynccontextmanager
         async def with_client(name: str) -> AsyncIterator[tuple[PostingClient, str]]:
             async with use(name) as served:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelNotFoundError, UnavailableError
-from engine_plugin.messages import BidiMessage
+from engine_plugin.messages import ConversationMessage
 from engine_plugin.speech import live_task
 from tests.patience import LIMIT
 from tests.speech.sounds import encoded, silence, spoken, tone, wav
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
     from tests.engines.openvino.speech.conftest import Server, Speech
 
-FINISH = BidiMessage(b'{"action": "finish-task"}')
+FINISH = ConversationMessage(b'{"action": "finish-task"}')
 SOUND = silence(0.5) + spoken(0, 6) + silence(1) + spoken(6, 4) + silence(1)
 
 
-def run(**fields: Any) -> BidiMessage:
-    return BidiMessage(json.dumps({"action": "run-task", **fields}).encode())
+def run(**fields: Any) -> ConversationMessage:
+    return ConversationMessage(json.dumps({"action": "run-task", **fields}).encode())
 
 
-def binary(data: bytes, **metadata: str) -> BidiMessage:
-    return BidiMessage(data, "binary", metadata)
+def binary(data: bytes, **metadata: str) -> ConversationMessage:
+    return ConversationMessage(data, "binary", metadata)
 
 
-def cut(sound: bytes, **metadata: str) -> list[BidiMessage]:
+def cut(sound: bytes, **metadata: str) -> list[ConversationMessage]:
     """Split audio into messages, some of which end within a sample."""
     size = 3201
     return [binary(sound[place : place + size], **metadata) for place in range(0, len(sound), size)]
 
 
-def raw(samples: bytes) -> list[BidiMessage]:
+def raw(samples: bytes) -> list[ConversationMessage]:
     """Raw samples with their format."""
     return cut(samples, format="pcm")
 
 
-async def sent(messages: Iterable[BidiMessage]) -> AsyncIterator[BidiMessage]:
+async def sent(messages: Iterable[ConversationMessage]) -> AsyncIterator[ConversationMessage]:
     for message in messages:
         yield message
         await asyncio.sleep(0)
@@ -71,7 +71,7 @@ class Talk:
         finally:
             self.holding -= 1
 
-    async def hold(self, messages: AsyncIterator[BidiMessage], default: str = "default") -> None:
+    async def hold(self, messages: AsyncIterator[ConversationMessage], default: str = "default") -> None:
         async with asyncio.timeout(LIMIT), self.speech.converse(self.use, default, messages) as answers:
             async for answer in answers:
                 assert answer.message_type == "text"
@@ -100,7 +100,7 @@ WORDS = [f"word{number}" for number in range(10)]
 ALL = ["task-started", "result-generated", "task-finished"]
 
 
-async def held(speech: Speech, *messages: BidiMessage, default: str = "default") -> Talk:
+async def held(speech: Speech, *messages: ConversationMessage, default: str = "default") -> Talk:
     talk = Talk(speech)
     await talk.hold(sent(messages), default)
     assert talk.holding == 0
@@ -148,24 +148,30 @@ async def test_commands_with_header_and_payload_are_read(speech: Speech) -> None
         "payload": {"model": "m", "parameters": {"format": "pcm", "sample_rate": 16000}, "input": {}},
     }
     end = {"header": {"action": "finish-task", "task_id": "t9"}, "payload": {"input": {}}}
-    messages = [BidiMessage(json.dumps(command).encode()), *cut(SOUND), BidiMessage(json.dumps(end).encode())]
+    messages = [
+        ConversationMessage(json.dumps(command).encode()),
+        *cut(SOUND),
+        ConversationMessage(json.dumps(end).encode()),
+    ]
     talk = await held(speech, *messages)
     assert (talk.words, talk.used) == (WORDS, ["m"])
     assert talk.events[-1]["header"] == {"task_id": "t9", "event": "task-finished"}
 
 
-PLAIN = BidiMessage(b'{"model": "m"}')
+PLAIN = ConversationMessage(b'{"model": "m"}')
 """The rest of a command after AOG removed its action."""
 
 
 @pytest.mark.promise("H1")
 @pytest.mark.parametrize("begin", [[PLAIN], [], [PLAIN, PLAIN]], ids=["run-task", "sound", "run-task twice"])
-async def test_commands_without_an_action_begin_and_end_a_task(speech: Speech, begin: list[BidiMessage]) -> None:
+async def test_commands_without_an_action_begin_and_end_a_task(
+    speech: Speech, begin: list[ConversationMessage]
+) -> None:
     """The host keeps its stream open, as AOG does."""
     metadata = {"model": "m", "language": "en", "format": "pcm", "sample_rate": "16000"}
 
-    async def messages() -> AsyncIterator[BidiMessage]:
-        commands = [BidiMessage(command.data, "text", metadata) for command in (*begin, PLAIN)]
+    async def messages() -> AsyncIterator[ConversationMessage]:
+        commands = [ConversationMessage(command.data, "text", metadata) for command in (*begin, PLAIN)]
         async for message in sent([*commands[:-1], *cut(SOUND, **metadata), commands[-1]]):
             yield message
         await asyncio.Event().wait()
@@ -182,7 +188,7 @@ async def test_second_command_without_an_action_ends_a_task_without_audio(
 ) -> None:
     monkeypatch.setattr(live_task, "_END_TIMEOUT", 0.05)
 
-    async def messages() -> AsyncIterator[BidiMessage]:
+    async def messages() -> AsyncIterator[ConversationMessage]:
         async for message in sent([PLAIN, PLAIN]):
             yield message
         await asyncio.Event().wait()
@@ -195,7 +201,7 @@ async def test_second_command_without_an_action_ends_a_task_without_audio(
 @pytest.mark.promise("H1")
 async def test_connection_id_is_the_task_id(speech: Speech) -> None:
     """AOG's client knows the task by it, whatever the command says."""
-    first = BidiMessage(run(model="m", task_id="t1").data, "text", {"ws_conn_id": "c1"})
+    first = ConversationMessage(run(model="m", task_id="t1").data, "text", {"ws_conn_id": "c1"})
     talk = await held(speech, first, *raw(SOUND), FINISH)
     assert {event["header"]["task_id"] for event in talk.events} == {"c1"}
 
@@ -203,7 +209,9 @@ async def test_connection_id_is_the_task_id(speech: Speech) -> None:
 @pytest.mark.parametrize(
     "messages", [[], [FINISH], [run(model="m"), FINISH], [run(), binary(b""), binary(b"\x01", format="pcm")]]
 )
-async def test_task_without_audio_finishes(speech: Speech, server: Server, messages: list[BidiMessage]) -> None:
+async def test_task_without_audio_finishes(
+    speech: Speech, server: Server, messages: list[ConversationMessage]
+) -> None:
     talk = await held(speech, *messages)
     assert talk.kinds == ["task-started", "task-finished"]
     assert server.forms == []
@@ -215,9 +223,9 @@ async def test_silence_yields_no_sentence(speech: Speech, server: Server) -> Non
 
 
 async def test_messages_after_the_end_are_not_read(speech: Speech) -> None:
-    read: list[BidiMessage] = []
+    read: list[ConversationMessage] = []
 
-    async def messages() -> AsyncIterator[BidiMessage]:
+    async def messages() -> AsyncIterator[ConversationMessage]:
         for message in (*raw(SOUND), FINISH, binary(SOUND)):
             read.append(message)
             yield message
@@ -323,7 +331,7 @@ async def test_raw_audio_of_another_rate_is_resampled(speech: Speech, server: Se
     assert sentence["begin_time"] == pytest.approx(1000, abs=100)
 
 
-async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiMessage) -> str:
+async def failed(speech: Speech, kind: type[EnginePluginError], *messages: ConversationMessage) -> str:
     """The message of a failed task, which is the same in the event and in the error."""
     talk = Talk(speech)
     with pytest.raises(kind) as caught:
@@ -339,11 +347,11 @@ async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiM
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([BidiMessage(b"no json")], "data: a text message must be a JSON object"),
-        ([BidiMessage(b'["run-task"]')], "data: a text message must be a JSON object"),
-        ([BidiMessage(b"\xff\xfe")], "data: a text message must be a JSON object"),
-        ([BidiMessage(b"[" * 100_000)], "data: a text message must be a JSON object"),
-        ([BidiMessage(b'{"action": "dance"}')], "action: 'dance' is unknown; use run-task or finish-task"),
+        ([ConversationMessage(b"no json")], "data: a text message must be a JSON object"),
+        ([ConversationMessage(b'["run-task"]')], "data: a text message must be a JSON object"),
+        ([ConversationMessage(b"\xff\xfe")], "data: a text message must be a JSON object"),
+        ([ConversationMessage(b"[" * 100_000)], "data: a text message must be a JSON object"),
+        ([ConversationMessage(b'{"action": "dance"}')], "action: 'dance' is unknown; use run-task or finish-task"),
         ([run(model=["m"])], "model: must be a string or a whole number"),
         ([binary(b"ab", format="midi")], "format: 'midi' is unknown; use one of pcm"),
         ([binary(b"ab", sample_rate="fast")], "sample_rate: must be a whole number from 1000 to 384000, not 'fast'"),
@@ -361,10 +369,13 @@ async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiM
             [binary(b"abcd" * 999, format="pcm"), binary(b"ab", sample_rate="8000")],
             "metadata.sample_rate: cannot",
         ),
-        ([binary(b"abcd" * 999, format="pcm"), BidiMessage(b'{"action": "pause"}')], "action: 'pause' is unknown"),
+        (
+            [binary(b"abcd" * 999, format="pcm"), ConversationMessage(b'{"action": "pause"}')],
+            "action: 'pause' is unknown",
+        ),
     ],
 )
-async def test_invalid_message_fails_the_task(speech: Speech, messages: list[BidiMessage], said: str) -> None:
+async def test_invalid_message_fails_the_task(speech: Speech, messages: list[ConversationMessage], said: str) -> None:
     assert (await failed(speech, InvalidRequestError, *messages)).startswith(said)
 
 
@@ -385,7 +396,7 @@ async def test_error_of_the_server_is_raised(speech: Speech, server: Server) -> 
 
 
 async def test_error_of_the_host_is_raised(speech: Speech) -> None:
-    async def messages() -> AsyncIterator[BidiMessage]:
+    async def messages() -> AsyncIterator[ConversationMessage]:
         yield binary(SOUND, format="pcm")
         raise InvalidRequestError("message_type: must be text or binary")
 
@@ -412,7 +423,7 @@ async def test_leaving_the_conversation_releases_everything(speech: Speech, serv
     server.gate.clear()
     sound = SOUND if form == "pcm" else encoded("mp3", "libmp3lame", SOUND)
 
-    async def messages() -> AsyncGenerator[BidiMessage, None]:
+    async def messages() -> AsyncGenerator[ConversationMessage, None]:
         yield run(model="m", format=form)
         for message in cut(sound):
             yield message
@@ -447,7 +458,7 @@ async def test_partial_sentences_arrive_during_speech(speech: Speech) -> None:
     """The host sends no more until an answer arrives."""
     told = asyncio.Event()
 
-    async def messages() -> AsyncIterator[BidiMessage]:
+    async def messages() -> AsyncIterator[ConversationMessage]:
         yield run(model="m")
         yield binary(spoken(0, 8), format="pcm")
         await told.wait()
