@@ -99,15 +99,15 @@ class EnginePluginError(Exception):
         self.fields: dict[str, Any] = {name: value for name, value in fields.items() if value not in ("", None)}
 
     @classmethod
-    def retold(cls, error: EnginePluginError, text: str = "") -> Self:
+    def from_error(cls, error: EnginePluginError, text: str = "") -> Self:
         """Convert an error to this class, for callers that document it, with another text or the same.
 
         The fields stay, and so does an id of the catalogue; a class's id becomes that of this class.
         """
-        told = cls(text or str(error), **error.fields)
+        restated = cls(text or str(error), **error.fields)
         if error.id != type(error).id:
-            told.id = error.id
-        return told
+            restated.id = error.id
+        return restated
 
     @property
     def message(self) -> str:

@@ -112,9 +112,9 @@ def test_manifest_error_has_the_place_of_its_first_problem() -> None:
 
 def test_error_is_converted_to_another_class() -> None:
     error = catalogue.DISK_FILLED.error(folder="/srv", reason="full", arrived=1, free="0 bytes are free")
-    told = PullError.retold(error, "no room")
+    told = PullError.from_error(error, "no room")
     assert (type(told), told.id, str(told), told.fields) == (PullError, "disk-filled", "no room", {"folder": "/srv"})
-    assert PullError.retold(errors.DownloadError("why")).id == "pull-failed"
+    assert PullError.from_error(errors.DownloadError("why")).id == "pull-failed"
 
 
 def test_error_names_its_service_and_model() -> None:

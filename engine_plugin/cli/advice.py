@@ -44,7 +44,7 @@ _STEPS = {DEFAULT_MODEL_MISSING.id: f"To choose another default, run {_NAME} mod
 """By an error's id: a step that only the command line has."""
 
 # A command of this program within a sentence. Without --plugin it would run on the default plugin.
-_OURS = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{'|'.join(COMMANDS)})\b)")
+_COMMAND = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{'|'.join(COMMANDS)})\b)")
 
 
 def explained(error: EnginePluginError) -> str:
@@ -55,8 +55,8 @@ def explained(error: EnginePluginError) -> str:
 def advice(text: str, plugin: str = "") -> str:
     """Return the message with commands that can be run here. `plugin` is the value of --plugin, "" for none."""
     text = _RPC.sub(_command, text)
-    ours = f"{program()} --plugin {shlex.quote(plugin)}" if plugin else program()
-    return _OURS.sub(lambda _: ours, text)
+    command = f"{program()} --plugin {shlex.quote(plugin)}" if plugin else program()
+    return _COMMAND.sub(lambda _: command, text)
 
 
 def _command(found: re.Match[str]) -> str:

@@ -60,13 +60,13 @@ class Conversation:
     settings: ChatParameters
     timeout: float | None = None
     """Seconds for an answer; None leaves the deadline to the plugin."""
-    _said: list[dict[str, Any]] = field(default_factory=list)
+    _history: list[dict[str, Any]] = field(default_factory=list)
 
     def request(self, prompt: str, pictures: Sequence[Picture] = ()) -> dict[str, Any]:
         """Return the request for `prompt` as the next message; the conversation itself is unchanged."""
         settings = self.settings
         system = [{"role": "system", "content": settings.system}] if settings.system else []
-        request: dict[str, Any] = {"messages": [*system, *self._said, self._message(prompt, pictures)]}
+        request: dict[str, Any] = {"messages": [*system, *self._history, self._message(prompt, pictures)]}
         if settings.model:
             request["model"] = settings.model
         if settings.think is not None:
@@ -103,11 +103,11 @@ class Conversation:
 
     def keep(self, prompt: str, pictures: Sequence[Picture], text: str) -> None:
         """Add a turn: the prompt and the text of the answer, without its thinking."""
-        self._said += [self._message(prompt, pictures), {"role": "assistant", "content": text}]
+        self._history += [self._message(prompt, pictures), {"role": "assistant", "content": text}]
 
     def clear(self) -> None:
         """Remove all messages; the settings stay."""
-        self._said.clear()
+        self._history.clear()
 
     def _message(self, prompt: str, pictures: Sequence[Picture]) -> dict[str, Any]:
         if not pictures:
@@ -121,8 +121,8 @@ class Conversation:
 def piece_of(event: Mapping[str, Any]) -> Piece:
     """Parse an event of either flavor. Raises BadGatewayError for an error event or an invalid one."""
     if error := event.get("error"):
-        said = error.get("message") if isinstance(error, dict) else error
-        raise BadGatewayError(f"the answer ended early: {said or 'the engine gave no reason'}")
+        reason = error.get("message") if isinstance(error, dict) else error
+        raise BadGatewayError(f"the answer ended early: {reason or 'the engine gave no reason'}")
     try:
         if "message" in event:
             message, finish = event["message"], event.get("done_reason") if event.get("done") else ""

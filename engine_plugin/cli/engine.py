@@ -69,7 +69,7 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
     """Let the plugin change its engine's software and show the progress."""
     try:
         with progress_display(as_json=False) as show:
-            async with plugin(options, on_log=lambda line: _tell(line, show)) as client:
+            async with plugin(options, on_log=lambda line: _show_line(line, show)) as client:
                 return await change(client)
     except asyncio.CancelledError:
         say("cancelled; the installed software is unchanged. Run the command again: archive downloads resume")
@@ -86,14 +86,14 @@ async def start(options: Options, mode: str) -> None:
     manifest = chosen_manifest(options)
     records = ServerRecordStore(manifest)
     record = records.find()
-    ours = record is None
+    in_process = record is None
     if record is None:
         record = await start_server(manifest)
     try:
         async with await records.reach(record) as client:
             await client.start_engine(mode)
     except BaseException:
-        if ours:
+        if in_process:
             await end_server(record)  # its engine did not start
         raise
     lines = [f"{manifest.provider.name} is running at {record.address} (pid {record.pid})"]
@@ -158,7 +158,7 @@ def _print_status(shown: dict[str, Any]) -> None:
         print_fields({"model": f"{model.get('name', '?')} ({byte_size(model.get('size', 0))})"})
 
 
-def _tell(line: LogLine, show: Show) -> None:
+def _show_line(line: LogLine, show: Show) -> None:
     """Show an installation step from the plugin's log."""
     if "progress" not in line.kv:
         return

@@ -38,13 +38,13 @@ async def pieces(source: str) -> AsyncGenerator[bytes, None]:
     loop, came, room = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError](), threading.Semaphore(_AHEAD)
     left = threading.Event()
 
-    def tell(what: bytes | OSError) -> None:
+    def deliver(what: bytes | OSError) -> None:
         try:
             loop.call_soon_threadsafe(came.put_nowait, what)
         except RuntimeError:  # the loop is closed
             left.set()
 
-    reader = threading.Thread(target=_read, args=(source, tell, room, left), name="read input", daemon=True)
+    reader = threading.Thread(target=_read, args=(source, deliver, room, left), name="read input", daemon=True)
     reader.start()
     try:
         while what := await came.get():
@@ -58,17 +58,17 @@ async def pieces(source: str) -> AsyncGenerator[bytes, None]:
 
 
 def _read(
-    source: str, tell: Callable[[bytes | OSError], None], room: threading.Semaphore, left: threading.Event
+    source: str, deliver: Callable[[bytes | OSError], None], room: threading.Semaphore, left: threading.Event
 ) -> None:
     standard = source == STANDARD
     try:
         with io.FileIO(sys.stdin.fileno() if standard else source, closefd=not standard) as file:
             while room.acquire() and not left.is_set() and (data := os.read(file.fileno(), _PIECE)):
-                tell(data)
+                deliver(data)
     except OSError as error:
-        tell(error)
+        deliver(error)
     else:
-        tell(b"")
+        deliver(b"")
 
 
 async def read_bytes(source: str, most: int, remedy: str) -> bytes:

@@ -220,12 +220,12 @@ async def use(options: Options, name: str | None, services: tuple[str, ...], res
     chosen = tuple(dict.fromkeys(services))
     if name is None:
         model, chosen = "", chosen or tuple(manifest.services)
-        said = f"restored the default model of plugin.yaml for {', '.join(chosen)}"
+        summary = f"restored the default model of plugin.yaml for {', '.join(chosen)}"
     else:
         model, chosen = await _fitting(options, manifest, name, chosen)
-        said = f"{model} is now the default model for {', '.join(chosen)}"
+        summary = f"{model} is now the default model for {', '.join(chosen)}"
     await asyncio.to_thread(defaults.write, dict.fromkeys(chosen, model))
-    report(options, {"model": model, "services": chosen, "file": str(defaults.path)}, said)
+    report(options, {"model": model, "services": chosen, "file": str(defaults.path)}, summary)
 
 
 async def _fitting(

@@ -58,9 +58,9 @@ def chosen_manifest_file(options: Options) -> Path:
     if named is not None:
         file = manifest_file(named.absolute())
         if file is None:
-            said = "--plugin" if options.plugin else PLUGIN_DIR
+            setting = "--plugin" if options.plugin else PLUGIN_DIR
             raise NotFoundError(
-                f"there is no plugin.yaml in {named}. Set {said} to a plugin's directory or a bundled plugin: "
+                f"there is no plugin.yaml in {named}. Set {setting} to a plugin's directory or a bundled plugin: "
                 f"{', '.join(bundled_plugins())}"
             )
         return file

@@ -138,7 +138,7 @@ class _Unpacker:
             try:
                 check_room(self._target, _ROOM_EVERY)
             except DownloadError as error:
-                raise InstallError.retold(error) from error
+                raise InstallError.from_error(error) from error
 
     def _archive_names(self) -> str:
         return ", ".join(archive.name for archive in self._archives)

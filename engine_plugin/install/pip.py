@@ -77,7 +77,7 @@ async def install_packages(
     output = _Output(progress)
     try:
         env = {**await _pip_environ(environ, home), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))}
-        status = await python.run_telling([*argv, *requirements], env, output.take)
+        status = await python.run_with_output([*argv, *requirements], env, output.take)
     except OSError as error:
         raise InstallError(f"pip cannot be run: {error.strerror or error}") from error
     if status != 0:

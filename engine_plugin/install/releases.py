@@ -174,13 +174,13 @@ class Downloads:
                 return await self._verify_local(source, archive, progress)
             return await self._download(source, archive, progress)
         except AuthError as error:
-            raise AuthError.retold(
+            raise AuthError.from_error(
                 error,
                 f"{error} Put the credentials for an installation into the URL, https://user:password@host/…; if the "
                 "server limits requests, try again later",
             ) from error
         except (DownloadError, NotFoundError) as error:
-            raise InstallError.retold(error) from error
+            raise InstallError.from_error(error) from error
         except OSError as error:
             raise InstallError(f"{error.filename or archive.label}: {error.strerror or error}") from error
 

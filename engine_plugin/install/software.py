@@ -321,7 +321,7 @@ class LocalSoftware(ABC, Generic[_OptionsT]):
         try:
             await in_thread(check_room, folder, size, what)
         except DownloadError as error:
-            raise InstallError.retold(error) from error
+            raise InstallError.from_error(error) from error
 
     # Internals
 

@@ -36,7 +36,7 @@ class AvailableModels:
         """`ask` returns the models; `patience` is the longest wait of a caller, in seconds."""
         self._ask = ask
         self.patience = patience
-        self._said: Sequence[ModelInfo] = ()
+        self._latest: Sequence[ModelInfo] = ()
         self._asking: asyncio.Task[None] | None = None
 
     async def models(self) -> Sequence[ModelInfo]:
@@ -47,7 +47,7 @@ class AvailableModels:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._look(), name="list the available models")
         await asyncio.wait({self._asking}, timeout=self.patience)
-        return self._said
+        return self._latest
 
     async def aclose(self) -> None:
         """Cancel a running question."""
@@ -57,7 +57,7 @@ class AvailableModels:
 
     async def _look(self) -> None:
         try:
-            self._said = tuple(await self._ask())
+            self._latest = tuple(await self._ask())
         except Exception as error:  # noqa: BLE001  # GetManifest must not fail with the engine
             log.debug("cannot list the available models: %s", error)
 
@@ -74,11 +74,11 @@ class MissingModels:
     def __init__(
         self,
         pull: Callable[[PullRequest], AsyncGenerator[PullEvent, None]],
-        teller: Callable[[], Callable[[str | ChunkProgress], None]],
+        reporter: Callable[[], Callable[[str | ChunkProgress], None]],
     ) -> None:
-        """`pull` is the engine's; `teller` returns a callback for the steps and the progress of one pull."""
+        """`pull` is the engine's; `reporter` returns a callback for the steps and the progress of one pull."""
         self._pull = pull
-        self._teller = teller
+        self._reporter = reporter
         self._flights: PullFlights[_Missing] = PullFlights(self._run, key=str)
 
     async def fetch(self, name: str) -> None:
@@ -96,17 +96,17 @@ class MissingModels:
                 pass  # `_run` tells them once for all callers
 
     async def _run(self, plan: _Missing, _publish: Callable[[PullEvent], None]) -> Success:
-        tell, told = self._teller(), set()
-        tell(f"pulling {plan.name}, which a call needs")
+        report, steps_seen = self._reporter(), set()
+        report(f"pulling {plan.name}, which a call needs")
         success = Success(plan.name, 0, "")
         async with aclosing(self._pull(PullRequest(model=plan.name))) as events:
             async for event in events:
-                if isinstance(event, ChunkProgress):  # `tell` limits their rate
-                    tell(event)
-                elif isinstance(event, StepStarted) and event.text not in told:
-                    told.add(event.text)
-                    tell(event.text)
+                if isinstance(event, ChunkProgress):  # `report` limits their rate
+                    report(event)
+                elif isinstance(event, StepStarted) and event.text not in steps_seen:
+                    steps_seen.add(event.text)
+                    report(event.text)
                 elif isinstance(event, Success):
                     success = event
-        tell(f"pulled {plan.name}")
+        report(f"pulled {plan.name}")
         return success

@@ -78,13 +78,13 @@ def resolve(
     """
     override = override_for(name, overrides)
     configured = None if override is None else ModelCapabilities(override.capabilities, override.context_length)
-    said = {"configuration": configured, "engine": engine, "file": file}
+    sources = {"configuration": configured, "engine": engine, "file": file}
     if kind == "chat":
         size = parameters_of(parameter_size) or parameters_of(name)
-        said |= {"family": family_of(name, family), "estimate": ModelCapabilities((), estimated_context(size))}
-    known = {source: told for source, told in said.items() if told is not None}
-    features = next((told.features for told in known.values() if told.features), ())
-    source = next((source for source, told in known.items() if told.context_length > 0), "")
+        sources |= {"family": family_of(name, family), "estimate": ModelCapabilities((), estimated_context(size))}
+    known = {source: reported for source, reported in sources.items() if reported is not None}
+    features = next((reported.features for reported in known.values() if reported.features), ())
+    source = next((source for source, reported in known.items() if reported.context_length > 0), "")
     length = known[source].context_length if source else 0
     return ModelCapabilities(_ordered({*features, FEATURE_OF_KIND.get(kind, "completion")}), length, source)
 
@@ -97,10 +97,14 @@ def _ordered(features: Iterable[str]) -> tuple[str, ...]:
 
 def told_by_file(kind: str, details: ModelDescription) -> ModelCapabilities:
     """The capabilities that an inspection wrote into `details.extra`: features as booleans, and `context_length`."""
-    told = {feature: details.extra[feature] for feature in FEATURES if isinstance(details.extra.get(feature), bool)}
-    features = {FEATURE_OF_KIND.get(kind, "completion"), *(feature for feature, has in told.items() if has)}
+    reported = {
+        feature: details.extra[feature] for feature in FEATURES if isinstance(details.extra.get(feature), bool)
+    }
+    features = {FEATURE_OF_KIND.get(kind, "completion"), *(feature for feature, has in reported.items() if has)}
     length = details.extra.get("context_length")
-    return ModelCapabilities(_ordered(features) if told else (), length if type(length) is int and length > 0 else 0)
+    return ModelCapabilities(
+        _ordered(features) if reported else (), length if type(length) is int and length > 0 else 0
+    )
 
 
 _THINKING_MARKS = ("<think>", "</think>", "enable_thinking", "reasoning_content", "<|channel|>analysis")

@@ -96,17 +96,17 @@ class Pull(ABC):
             ):
                 return await self._pull_locked()
         except OSError as error:
-            told = disk_error(error, self.index.root, self.progress.completed, self.progress.total)
+            reason = disk_error(error, self.index.root, self.progress.completed, self.progress.total)
             kept = await in_thread(self.left.leftovers)
-            raise PullError.retold(told, f"{told}. Deleting the model removes it" if kept else "") from error
+            raise PullError.from_error(reason, f"{reason}. Deleting the model removes it" if kept else "") from error
         except PullError:
             raise
         except DownloadError as error:
-            raise PullError.retold(error) from error
+            raise PullError.from_error(error) from error
         except AuthError as error:
             raise catalogue.HUB_ACCESS_REFUSED.error(said=str(error).rstrip(".")) from error
         except NotFoundError as error:
-            raise ModelNotFoundError.retold(error) from error
+            raise ModelNotFoundError.from_error(error) from error
 
     async def _pull_locked(self) -> Success:
         name, layout = self.plan.name, self.index.layout

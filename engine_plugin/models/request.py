@@ -344,7 +344,7 @@ def _name(found: str, request: PullRequest, *, owner: bool) -> str:
     try:
         return validate_model_name(found, owner=owner)
     except InvalidRequestError as error:
-        raise InvalidRequestError.retold(
+        raise InvalidRequestError.from_error(
             error,
             f"{error} Choose another name: give it in `model`, and {without_secrets(request.model)!r} in `source`.",
         ) from None

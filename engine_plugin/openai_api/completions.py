@@ -49,9 +49,9 @@ class CompletionLogprobs:
         """Convert the choices of an answer, or of an event, to the completions format. Raises BadGatewayError."""
         try:
             for place, choice in enumerate(shape.get("choices") or ()):
-                told = choice.get("logprobs")
-                if isinstance(told, dict) and isinstance(told.get("content"), list):
-                    choice["logprobs"] = self.of(told["content"], choice.get("index", place))
+                logprobs = choice.get("logprobs")
+                if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):
+                    choice["logprobs"] = self.of(logprobs["content"], choice.get("index", place))
         except (AttributeError, KeyError, TypeError) as error:
             raise BadGatewayError(f"the engine's log probabilities are not understood: {error!r}") from error
         return shape

@@ -453,10 +453,12 @@ class EngineProcess(ABC):
 
     async def _end(self, run: ProcessRun) -> None:
         """Stop a process that still runs, kill its whole tree, and confirm that it has ended."""
-        kin: list[psutil.Process] = []
+        descendants: list[psutil.Process] = []
         try:
             if not run.exited.done():
-                kin = tree.descendants(run.pid)  # found now: those in other sessions are lost once the parent ends
+                descendants = tree.descendants(
+                    run.pid
+                )  # found now: those in other sessions are lost once the parent ends
                 run.close_stdin()
                 if not self._stop_by_stdin:
                     tree.ask_to_stop(run.pid)
@@ -464,7 +466,7 @@ class EngineProcess(ABC):
             if not run.exited.done():
                 log.warning("%s did not stop in %g s: killing it", self.name, self._limits.stop_timeout)
         finally:
-            if not await run.kill(kin, self._ticket.stragglers):
+            if not await run.kill(descendants, self._ticket.stragglers):
                 log.error("%s (pid %d) could not be killed", self.name, run.pid)
             try:
                 self._ticket.remove(run.pid)

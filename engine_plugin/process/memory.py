@@ -84,10 +84,10 @@ def kills() -> int | None:
     return _fields(PROC / "vmstat").get("oom_kill")
 
 
-def shortage(code: int | None, said: str, kills_before: int | None, needs: int = 0) -> str:
+def shortage(code: int | None, output: str, kills_before: int | None, needs: int = 0) -> str:
     """A sentence about the lack of memory that ended a process, "" when nothing points to one.
 
-    `code` is its exit status (None: it runs), `said` its last output, `kills_before` the `kills` at its start, and
+    `code` is its exit status (None: it runs), `output` its last output, `kills_before` the `kills` at its start, and
     `needs` the bytes of its model's files.
     """
     count = kills()
@@ -95,7 +95,7 @@ def shortage(code: int | None, said: str, kills_before: int | None, needs: int =
         if count is not None and count == kills_before:
             return ""  # another program ended it
         begins = f"It {'may have been' if count is None else 'was'} ended for lack of memory"
-    elif any(sign in said.lower() for sign in _SIGNS):
+    elif any(sign in output.lower() for sign in _SIGNS):
         begins = "It got too little memory"
     else:
         return ""

@@ -29,7 +29,7 @@ __all__ = [
     "own_command",
     "own_environ",
     "run_briefly",
-    "run_telling",
+    "run_with_output",
 ]
 
 _LAST_WORDS = 0.5
@@ -98,30 +98,30 @@ async def run_briefly(
     It ends with this process: a module of this package (`module_command`) arms itself, another program runs below the
     guard, unless it gets `stdin`. Raises BadGatewayError after `timeout` seconds, OSError when it cannot be run.
     """
-    heard = {STDOUT: bytearray(), STDERR: bytearray()}
+    captured = {STDOUT: bytearray(), STDERR: bytearray()}
     try:
         async with (
-            _running(argv, env, lambda stream, data: heard[stream].extend(data), stdin) as child,
+            _running(argv, env, lambda stream, data: captured[stream].extend(data), stdin) as child,
             asyncio.timeout(timeout),
         ):
             await asyncio.wait({child.exited})
     except TimeoutError:
         raise BadGatewayError(f"{Path(argv[0]).name} gave no answer in {timeout:g} s") from None
-    return child.exited.result(), bytes(heard[STDOUT]), bytes(heard[STDERR])
+    return child.exited.result(), bytes(captured[STDOUT]), bytes(captured[STDERR])
 
 
-async def run_telling(argv: Sequence[str], env: Mapping[str, str], tell: Callable[[str], None]) -> int:
+async def run_with_output(argv: Sequence[str], env: Mapping[str, str], tell: Callable[[str], None]) -> int:
     """Run a program without a time limit, such as pip; `tell` gets each line of its output. Returns its status.
 
     It ends with this process and with this call, as in `run_briefly`. Raises OSError when it cannot be run.
     """
     output = {STDOUT: Lines(_LINE_LIMIT), STDERR: Lines(_LINE_LIMIT)}
 
-    def hear(stream: int, data: bytes) -> None:
+    def feed(stream: int, data: bytes) -> None:
         for line in output[stream].feed(data):
             tell(line)
 
-    async with _running(argv, env, hear) as child:
+    async with _running(argv, env, feed) as child:
         await asyncio.wait({child.exited})
     for line in output[STDOUT].end() + output[STDERR].end():
         tell(line)

@@ -145,7 +145,7 @@ def _end(records: list[_Record], killed: set[int]) -> Collection[str]:
                 if process.pid not in killed:
                     killed.add(process.pid)
                     log.warning("engine process %d outlived its plugin %d: killing it", process.pid, record.owner)
-            family = [kin for process in processes for kin in [process, *tree.descendants(process.pid)]]
+            family = [member for process in processes for member in [process, *tree.descendants(process.pid)]]
             if tree.same_process(record.pid, record.created) and record.pid in {process.pid for process in processes}:
                 tree.kill_tree(record.pid, family)
             else:

@@ -45,7 +45,7 @@ class LocalPeers:
 
         Called once the server listens. If it does not, every local user is admitted, and a warning is logged.
         """
-        why = await in_thread(self._untold, host)
+        why = await in_thread(self._obstacle, host)
         if why:
             self._blind = True
             _log.warning(
@@ -67,7 +67,7 @@ class LocalPeers:
         self._known[peer] = (admitted, time.monotonic() + _KNOWN_FOR)
         return admitted
 
-    def _untold(self, host: str) -> str:
+    def _obstacle(self, host: str) -> str:
         """Why the system does not reveal the owner of a connection; "" when it does. Blocking."""
         if sys.platform not in ("linux", "win32"):
             return "this system does not reveal the owner of a connection"

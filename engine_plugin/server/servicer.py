@@ -77,7 +77,7 @@ def _unary(
     return answer
 
 
-def _told(failure: EnginePluginError) -> dict[str, Any]:
+def _error_fields(failure: EnginePluginError) -> dict[str, Any]:
     """The fields of a response that describe the error."""
     return {"code": failure.code, "message": failure.message}
 
@@ -124,7 +124,7 @@ class ProviderServicer:
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             failure = self._failure(error, "InvokeServiceStream")
             call.end_with(failure.metadata)
-            await call.send(response(**_told(failure), metadata=failure.metadata, is_final=True))
+            await call.send(response(**_error_fields(failure), metadata=failure.metadata, is_final=True))
         else:
             self._unavailable.pop("InvokeServiceStream", None)
             await call.send(response(code=OK, is_final=True))
@@ -156,7 +156,7 @@ class ProviderServicer:
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             failure = self._failure(error, "InvokeServiceBidi")
             call.end_with(failure.metadata)
-            await call.send(response(**_told(failure), metadata=failure.metadata))
+            await call.send(response(**_error_fields(failure), metadata=failure.metadata))
             if not all_heard.is_set():
                 # The host's writes fail once the call has ended, and some gRPC clients then drop what they have not
                 # read: this error. A host that has read it leaves, which ends the wait.
@@ -258,10 +258,12 @@ class ProviderServicer:
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             failure = self._failure(error, "PullModelStream")
             call.end_with(failure.metadata)
-            told = _told(failure)
-            await call.send(response(data=write_json({"error": told["message"]})))  # for a host that reads only data
+            fields = _error_fields(failure)
+            await call.send(
+                response(data=write_json({"error": fields["message"]}))
+            )  # for a host that reads only data
             await asyncio.sleep(self._host.last_pause)
-            await call.send(response(**told, data=progress_json(Error(told["message"], failure.code))))
+            await call.send(response(**fields, data=progress_json(Error(fields["message"], failure.code))))
 
     @_unary
     async def DeleteModel(self, request: pb.DeleteModelRequest) -> None:
@@ -302,7 +304,7 @@ class ProviderServicer:
                 log.warning("%s failed; %s gets code 0, since it cannot handle a failure here", rpc, self._host.name)
                 return response(message=failure.message)
             call.end_with(failure.metadata)
-            return response(**_told(failure))
+            return response(**_error_fields(failure))
         self._unavailable.pop(rpc, None)
         message = sendable(fields.pop("message", "ok"))
         return response(code=OK, message=message, **fields)

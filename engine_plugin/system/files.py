@@ -145,8 +145,8 @@ def private_data_dir(path: Path) -> None:
 
     Called when an engine prepares to start. Raises OSError.
     """
-    ours = path.is_dir() and all(_IN_A_DATA_DIR.fullmatch(entry.name) for entry in path.iterdir())
-    if ours or not path.is_dir():
+    has_only_our_entries = path.is_dir() and all(_IN_A_DATA_DIR.fullmatch(entry.name) for entry in path.iterdir())
+    if has_only_our_entries or not path.is_dir():
         private_folder(path)
 
 

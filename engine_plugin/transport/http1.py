@@ -459,8 +459,8 @@ def _host_field(host: str, port: int, *, tls: bool) -> str:
     return name if port == (443 if tls else 80) else f"{name}:{port}"
 
 
-def _not_http(said: bytes | bytearray) -> BadGatewayError:
-    first = bytes(said[:80]).partition(b"\r\n")[0]
+def _not_http(received: bytes | bytearray) -> BadGatewayError:
+    first = bytes(received[:80]).partition(b"\r\n")[0]
     return BadGatewayError(f"the engine does not answer in HTTP: {first.decode('latin-1')!r}")
 
 

@@ -88,7 +88,7 @@ async def test_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch: pytest
         tell("")
         return 1
 
-    monkeypatch.setattr(python, "run_telling", run)
+    monkeypatch.setattr(python, "run_with_output", run)
     with pytest.raises(InstallError, match=r"target: No space left on device\. Free space there") as it:
         await install_packages(tmp_path / "target", ["heavy"], os.environ, print, scratch=tmp_path)
     assert "network" not in str(it.value)

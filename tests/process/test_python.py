@@ -105,7 +105,7 @@ async def test_unrunnable_program_raises(spawner: Spawner) -> None:
     with pytest.raises(PermissionError, match=str(spawner.folder)):
         await python.run_briefly([str(spawner.folder)], spawner.env)
     with pytest.raises(FileNotFoundError):
-        await python.run_telling(["python-that-is-elsewhere"], spawner.env | {"PATH": str(spawner.folder)}, print)
+        await python.run_with_output(["python-that-is-elsewhere"], spawner.env | {"PATH": str(spawner.folder)}, print)
 
 
 def test_foreign_program_is_run_under_the_guard() -> None:
@@ -120,11 +120,11 @@ def test_foreign_program_is_run_under_the_guard() -> None:
 async def test_every_output_line_is_passed_to_the_callback(spawner: Spawner) -> None:
     said: list[str] = []
     actions = ["print:Collecting x", "err:a warning", "print:", "err0:half a line", "exit:3"]
-    assert await within(python.run_telling([*CHILD, *actions], spawner.env, said.append)) == 3
+    assert await within(python.run_with_output([*CHILD, *actions], spawner.env, said.append)) == 3
     assert sorted(said) == ["", "Collecting x", "a warning", "half a line"]
     said.clear()
     assert (
-        await within(python.run_telling([*CHILD, "flood:1:1:lines", "flood:2:1:solid"], spawner.env, said.append))
+        await within(python.run_with_output([*CHILD, "flood:1:1:lines", "flood:2:1:solid"], spawner.env, said.append))
         == 0
     )
     assert len(said) == (1 << 20) // 64 + 1
@@ -140,11 +140,11 @@ asyncio.run(getattr(python, sys.argv[1])(sys.argv[3:], dict(os.environ), *([prin
 
 @pytest.mark.promise("F5", "F7")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere those in a session of their own are for the records")
-@pytest.mark.parametrize("way", ["run_briefly", "run_telling"])
+@pytest.mark.parametrize("way", ["run_briefly", "run_with_output"])
 async def test_helper_ends_when_its_plugin_is_killed(spawner: Spawner, way: str) -> None:
     """Such as pip or `llama-server --version`, at whatever moment the plugin dies."""
     actions = ["ignore-term", f"loner:{spawner.path('loner')}", f"ready:{spawner.path('up')}", "idle:1000"]
-    telling = "yes" if way == "run_telling" else ""
+    telling = "yes" if way == "run_with_output" else ""
     with running(spawner, [sys.executable, "-c", PLUGIN, way, telling, *CHILD, *actions]) as plugin:
         await until((spawner.folder / "up").exists, "the helper is up")
         pids = [spawner.pid("up"), spawner.pid("loner")]

@@ -83,9 +83,9 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
 
     async def condition(self) -> Condition:
         servers = self.pool.all_servers()
-        said = await asyncio.gather(*(server.complaint() for server in servers))
+        complaints = await asyncio.gather(*(server.complaint() for server in servers))
         serves = not servers or not all(server.failed for server in servers)
-        return Condition([complaint for complaint in said if complaint], serves)
+        return Condition([complaint for complaint in complaints if complaint], serves)
 
     async def revive(self) -> Sequence[StoredModel]:
         return [server.model for server in self.pool.all_servers() if server.broken]
@@ -105,10 +105,10 @@ class LlamaCppEngine(Driver[LlamaCppServer]):
     def loaded_context(self, model: StoredModel) -> int:
         return served_context(model, self._options)
 
-    def _learn(self, model: StoredModel, told: ModelCapabilities) -> None:
+    def _learn(self, model: StoredModel, reported: ModelCapabilities) -> None:
         """Record the capabilities that a server reports. Only the template of a chat model shows features."""
-        features = told.features if model.kind == "chat" else ()
-        self._told.put(model.name, model.digest, replace(told, features=features))
+        features = reported.features if model.kind == "chat" else ()
+        self._reported.put(model.name, model.digest, replace(reported, features=features))
 
     # Services
 

@@ -109,7 +109,7 @@ class Driver(Engine, Generic[ServerT]):
         self._keeping: asyncio.Task[None] | None = None
         self._cleanup = ExitStack()
         self._lifecycle = asyncio.Lock()
-        self._told: DigestCache[ModelCapabilities] = DigestCache()
+        self._reported: DigestCache[ModelCapabilities] = DigestCache()
         """What running engines reported of models, which stays valid after an unload."""
 
     @classmethod
@@ -335,7 +335,7 @@ class Driver(Engine, Generic[ServerT]):
             model.details.family,
             model.details.parameter_size,
             kind=model.kind,
-            engine=self._told.peek(model.name, model.digest),
+            engine=self._reported.peek(model.name, model.digest),
             file=told_by_file(model.kind, model.details),
             overrides=self._options.models,
         )

@@ -146,7 +146,7 @@ class ServerProcess(EngineProcess):
                     raise
                 if attempt == _PORT_ATTEMPTS - 1:
                     taken = catalogue.PORT_TAKEN.error(port=port, holder=rival, fix=_OTHER_PORT)
-                    raise EngineStartError.retold(taken, f"{taken}. {error}") from error
+                    raise EngineStartError.from_error(taken, f"{taken}. {error}") from error
 
     @property
     def dead(self) -> bool:

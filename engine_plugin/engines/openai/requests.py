@@ -78,8 +78,8 @@ def as_stream(answer: bytes, *, usage: bool) -> bytes:
     events: list[dict[str, Any]] = []
     for place, choice in enumerate(choices):
         index, reason = choice.get("index", place), choice.get("finish_reason") or "stop"
-        said = {"delta": _delta(choice)} if is_chat else {"text": choice.get("text", "")}
-        events.append({"index": index, **said, "logprobs": choice.get("logprobs"), "finish_reason": None})
+        content = {"delta": _delta(choice)} if is_chat else {"text": choice.get("text", "")}
+        events.append({"index": index, **content, "logprobs": choice.get("logprobs"), "finish_reason": None})
         end: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
         events.append({"index": index, **end, "finish_reason": reason})
     blocks = [event_of({**head, "choices": [event]}) for event in events]

@@ -222,8 +222,10 @@ class _Files:
         if _TEMPLATE in self.paths:
             written.append(_TEMPLATE)
         else:
-            told = (self._json(name).get("chat_template") for name in ("chat_template.json", "tokenizer_config.json"))
-            template = str(next(filter(None, told), ""))
+            candidates = (
+                self._json(name).get("chat_template") for name in ("chat_template.json", "tokenizer_config.json")
+            )
+            template = str(next(filter(None, candidates), ""))
         for name in written:
             with (self.path / name).open(encoding="utf-8", errors="replace") as file:
                 template += file.read(_LARGEST_TEMPLATE)
@@ -317,10 +319,10 @@ def kind_of(files: _Files) -> str:
     return "chat"
 
 
-def _is_transcriber(said: Sequence[str]) -> bool:
-    if _any_in(("whisper", "speechseq2seq", "speechtotext", "speech_to_text"), said):
+def _is_transcriber(names: Sequence[str]) -> bool:
+    if _any_in(("whisper", "speechseq2seq", "speechtotext", "speech_to_text"), names):
         return True
-    return any(re.search(r"(?:^|_)asr(?:_|$)|ASR(?=[A-Z]|$)", text) for text in said)
+    return any(re.search(r"(?:^|_)asr(?:_|$)|ASR(?=[A-Z]|$)", text) for text in names)
 
 
 def _is_reranker(files: _Files) -> bool:
@@ -352,14 +354,14 @@ def _quantization(files: _Files) -> str:
     settings = files.openvino.get("quantization_config")
     settings = settings if isinstance(settings, dict) else {}
     weights = sum((graph.weights for graph in files.graphs.values()), Counter[str]())
-    told = (
+    candidates = (
         _text(files.openvino.get("dtype")),
         _text(settings.get("dtype")),
         f"int{settings['bits']}" if isinstance(settings.get("bits"), int) else "",
         *(graph.compression for graph in files.graphs.values()),
         *(weight for weight, _size in weights.most_common(1)),
     )
-    word = next(filter(None, told), "").partition("_")[0]
+    word = next(filter(None, candidates), "").partition("_")[0]
     bits = re.search(r"\d+", word)
     if not bits or word.startswith(("bf", "nf", "mxfp", "fp8")):
         return word.upper()

@@ -254,8 +254,10 @@ class OpenVinoServer(ServerProcess):
                 raise UnavailableError(f"{name} was unloaded while it was being loaded")
             if state is None or state.failed:
                 why = (state.complaint if state else "") or complaint or "the server gives no reason"
-                said = self.latest_run.last_lines() if self.latest_run and (why == _PRECONDITION or not state) else ""
-                text = f"{name} cannot be loaded: {why}{f'. Last lines: {said}' if said else ''}"
+                last_output = (
+                    self.latest_run.last_lines() if self.latest_run and (why == _PRECONDITION or not state) else ""
+                )
+                text = f"{name} cannot be loaded: {why}{f'. Last lines: {last_output}' if last_output else ''}"
                 if state is not None and state.unusable:
                     raise ModelUnusableError(f"{text}. Delete the model and pull it again, or pull another")
                 raise EngineStartError(text)

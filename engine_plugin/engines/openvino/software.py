@@ -90,8 +90,8 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
 
     def _candidates(self) -> Iterator[Backend]:
         wanted = self._wanted
-        if wanted in ("auto", "ovms") and (theirs := self._theirs()) is not None:
-            yield theirs
+        if wanted in ("auto", "ovms") and (foreign := self._installed_elsewhere()) is not None:
+            yield foreign
         current = self._installation.current()
         kind = current.facts.get("kind") if current is not None else None
         if current is not None and kind != "packages" and wanted in ("auto", kind):
@@ -99,7 +99,7 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
         if wanted in ("auto", "embedded") and (version := distribution_version(None, _GENAI)):
             yield Backend("embedded", version, f"{_GENAI} beside engine-plugin")
 
-    def _theirs(self) -> Backend | None:
+    def _installed_elsewhere(self) -> Backend | None:
         """The ovms that was on this machine before."""
         executable = locate_program(self._options.ovms or "ovms", self._environ)
         if not executable:
@@ -141,7 +141,9 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
         """The kind of installation: release, embedded, or packages (those that an ovms on this machine lacks)."""
         if self._wanted == "release":
             return "release"
-        return "packages" if self._wanted in ("auto", "ovms") and self._theirs() is not None else "embedded"
+        return (
+            "packages" if self._wanted in ("auto", "ovms") and self._installed_elsewhere() is not None else "embedded"
+        )
 
     async def _fill(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
         kind = await in_thread(self._kind)
@@ -165,8 +167,8 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
             executable = str(folder / facts.get("executable", self.program))
             origin = f"OpenVINO Model Server in {folder}"
             backend = Backend("ovms", version, origin, executable=executable, folder=folder)
-        elif (theirs := self._theirs()) is not None:
-            backend = theirs
+        elif (foreign := self._installed_elsewhere()) is not None:
+            backend = foreign
         else:
             raise InstallError(
                 f"{self._missing()[0]}: it was removed during the installation of its packages. Install again"
@@ -177,9 +179,9 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoOptions]):
         """Whether the unpacked ovms, else this machine's, has Python but not the packages that it imports."""
         if sys.platform == "win32":
             return False  # the archive contains them
-        theirs = self._theirs()
+        foreign = self._installed_elsewhere()
         program = (
-            str(find_unpacked_program(unpacked, self.program)) if unpacked else theirs.executable if theirs else ""
+            str(find_unpacked_program(unpacked, self.program)) if unpacked else foreign.executable if foreign else ""
         )
         return bool(program) and (_home_of(program) / "lib" / "python").is_dir()
 
