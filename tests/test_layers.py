@@ -21,7 +21,7 @@ REPOSITORY = PACKAGE.parent
 
 # Each part and the parts that it may import. `goplugin` knows no engine: `app` puts the two together.
 # `openvino_server` is a package of its own, whose processes import little of this one.
-BASE = {"redaction", "errors", "catalogue", "failures", "messages", "waiting", "jsontext", "system"}
+BASE = {"redaction", "errors", "catalogue", "failures", "messages", "waiting", "single_flight", "jsontext", "system"}
 ENGINE = {
     "deadlines",
     "download",
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failures": {"errors"},
     "catalogue": {"errors", "failures"},
     "waiting": set(),
+    "single_flight": {"errors"},
     "jsontext": {"errors"},
     "system": {"errors", "jsontext"},
     "messages": set(),

@@ -18,7 +18,6 @@ from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.engines.local.pool import ModelPool, ModelServer
 from engine_plugin.engines.local.server import Place, socket_name
-from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
     EnginePluginError,
@@ -37,6 +36,7 @@ from engine_plugin.process import memory
 from engine_plugin.process.environ import child_environ
 from engine_plugin.process.records import ProcessRecords
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
+from engine_plugin.single_flight import SingleFlight
 from engine_plugin.system.files import in_thread, private_data_dir, private_folder
 from engine_plugin.system.sizes import byte_size
 

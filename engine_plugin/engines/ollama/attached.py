@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.catalogue import on_this_system
 from engine_plugin.download.partial import is_header_value
-from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.ollama.address import DEFAULT_PORT
 from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.errors import (
@@ -25,6 +24,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.redaction import entered
+from engine_plugin.single_flight import SingleFlight
 from engine_plugin.system.files import in_thread
 from engine_plugin.transport.http1 import BrokenOffError, Http1Client
 

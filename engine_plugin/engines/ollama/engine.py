@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
-from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.ollama.address import configured_address
 from engine_plugin.engines.ollama.attached import AttachedOllama
 from engine_plugin.engines.ollama.exchange import Exchange
@@ -36,6 +35,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.process.environ import child_environ
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
+from engine_plugin.single_flight import SingleFlight
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.services import SpeechServices
 

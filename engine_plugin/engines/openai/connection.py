@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.errors import EnginePluginError
+from engine_plugin.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openai.discovery import AttachedServer, ServerFinder

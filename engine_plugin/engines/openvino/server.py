@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin.engines.local.driver import Condition
 from engine_plugin.engines.local.server import ServerProcess
-from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.graphs import ServedFolder
 from engine_plugin.engines.openvino.options import device_of, entry_of
@@ -28,6 +27,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.process import python
 from engine_plugin.process.engine_process import Command
+from engine_plugin.single_flight import SingleFlight
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.system.files import in_thread
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.errors import InstallError, UnavailableError
+from engine_plugin.single_flight import SingleFlight
 from tests.patience import until, within
 
 
