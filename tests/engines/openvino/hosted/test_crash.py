@@ -78,6 +78,16 @@ class Callers:
         assert not not_ended, [name for name in names if not self.calls[name].done()]
         return self.failures(names)
 
+    async def conversation_goes_on_or_fails(self) -> None:
+        """A conversation must not hang."""
+        self._begun[1].clear()
+        receives = asyncio.create_task(self._begun[1].wait())
+        done, _ = await asyncio.wait(
+            {receives, self.calls["talk"]}, timeout=LIMIT, return_when=asyncio.FIRST_COMPLETED
+        )
+        receives.cancel()
+        assert done, "the conversation hangs"
+
     def failures(self, names: list[str]) -> dict[str, str]:
         """The codes and messages of those that have failed."""
         failed: dict[str, str] = {}
@@ -116,6 +126,7 @@ async def test_crash_during_eight_calls_fails_only_affected_calls(scene: HostedS
                 # A conversation goes on with the next server if no part of it was being transcribed.
                 failures = await callers.stop([name for name in callers.calls if name != "talk"])
                 assert failures
+                await callers.conversation_goes_on_or_fails()
                 failures |= callers.failures(["talk"])
                 for failure in failures.values():
                     assert failure.startswith(f"502 the OpenVINO server {words}")
