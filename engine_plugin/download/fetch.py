@@ -123,13 +123,13 @@ class Fetch:
 
         Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError.
         """
-        try:
-            async with self.partial.opened():
+        async with self.partial.opened():
+            try:
                 await self._fill()
                 await in_thread(self.partial.sync)
-        finally:
-            if not self.partial.size:
-                await in_thread(self.partial.discard)
+            finally:
+                if not self.partial.size:
+                    await in_thread(self.partial.discard)
 
     async def _fill(self) -> None:
         await self._prepare()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from engine_plugin.download.events import ChunkProgress, StepStarted, Success
+from engine_plugin.download.fetch import Fetch, ProgressReport
 from engine_plugin.download.partial import Partial
+from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import ModelNotFoundError, PullError
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.models.fakes import Inspector, digest_of, files_below, pull
@@ -298,6 +302,41 @@ async def test_cancel_while_earlier_bytes_are_read_keeps_them(tmp_path: Path) ->
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert partial.size == 3000
+
+
+@pytest.fixture
+def fetch(tmp_path: Path, policy: FetchPolicy) -> Fetch:
+    """A download that finds the bytes and the state of an earlier attempt."""
+    (tmp_path / "m.part").write_bytes(bytes(3000))
+    (tmp_path / "m.json").write_text("{}")
+    source = HttpSource.parse("http://127.0.0.1:9/m.gguf")
+    return Fetch(source, Partial(tmp_path, "m"), ProgressReport(lambda _: None), policy)
+
+
+@pytest.mark.promise("F25")
+async def test_partial_that_cannot_be_opened_is_kept(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    really_open = os.open
+
+    def refuse(path: Any, *arguments: Any, **more: Any) -> int:
+        if path == fetch.partial.path:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return really_open(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        await fetch.run()
+    assert files_below(fetch.partial.folder) == {"m.part", "m.json"}
+
+
+@pytest.mark.promise("F25")
+async def test_cancel_while_the_partial_is_opened_keeps_it(fetch: Fetch) -> None:
+    fetching = asyncio.create_task(fetch.run())
+    await asyncio.sleep(0)
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert files_below(fetch.partial.folder) == {"m.part", "m.json"}
+    assert fetch.partial.path.stat().st_size == 3000
 
 
 async def test_delete_removes_what_an_interrupted_pull_left(
