@@ -356,9 +356,10 @@ class CopyPull(Pull):
     async def _copy_file(self, path: str, found: Found) -> str:
         """Copy one file into the staging. Its SHA-256."""
         partial, before = self.left.arriving(path), found.stat
+        below = found.root if self.index.layout.folders else None  # the folder of one file may not be readable
         async with partial.opened():
             try:
-                async with opened(found.path, found.root) as file:
+                async with opened(found.path, below) as file:
                     await self._append(partial, file, before.st_size)
                 after = await in_thread(found.path.lstat)
             except PermissionError as error:

@@ -106,6 +106,25 @@ async def test_a_local_file_is_copied_under_its_own_or_another_name(
     assert source.read_bytes() == data
 
 
+async def test_file_in_a_folder_that_cannot_be_listed_is_copied(
+    store: ModelStore, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder of another user with the mode 0711, which can be searched but not opened."""
+    folder = tmp_path / "searchable"
+    folder.mkdir()
+    (folder / "mine.gguf").write_bytes(data)
+    really_open = os.open
+
+    def open_files_only(path: Any, *arguments: Any, **more: Any) -> int:
+        if path == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really_open(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", open_files_only)
+    monkeypatch.setattr(os, "supports_dir_fd", {*os.supports_dir_fd, open_files_only})
+    assert isinstance((await pull(store, PullRequest(str(folder / "mine.gguf"))))[-1], Success)
+
+
 async def test_unchanged_file_is_not_copied_again(store: ModelStore, tmp_path: Path, data: bytes) -> None:
     source = lay_in(tmp_path / "elsewhere", "m", data)
     request = PullRequest(str(source))
