@@ -87,6 +87,11 @@ class RemoteFile:
     sha256: str = ""
     blob: str = ""
 
+    @property
+    def has_digest(self) -> bool:
+        """Whether the content of a file can be compared with this one's."""
+        return bool(self.sha256 or self.blob)
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:

@@ -163,8 +163,11 @@ class Pull(ABC):
             finally:
                 self.progress.at(partial.size, total)
 
-    async def _keep(self, files: Sequence[RemoteFile]) -> dict[str, str]:
-        """The SHA-256 of each complete file in the staging that is the listed one. Deletes the others."""
+    async def _keep(self, files: Sequence[RemoteFile], *, by_size: bool = False) -> dict[str, str]:
+        """The SHA-256 of each complete file in the staging that is the listed one. Deletes the others.
+
+        A file that is listed without a digest is kept only `by_size`.
+        """
         here = await in_thread(self.left.prepare, [file.path for file in files])
         if here:
             self.publish(StepStarted("checking the files of an earlier download"))
@@ -174,7 +177,8 @@ class Pull(ABC):
                 continue
             staged = self.left.files / file.path
             sha256, blob = await digests_of(staged)
-            if sha256 == file.sha256 or blob == file.blob:
+            same_size = by_size and not file.has_digest and here[file.path] == file.size
+            if same_size or sha256 == file.sha256 or blob == file.blob:
                 digests[file.path] = sha256
             else:
                 await in_thread(staged.unlink)
@@ -197,6 +201,13 @@ class Pull(ABC):
         partial = self.left.arriving(file.path)
         policy, insecure = self.policy, self.plan.insecure
         await Fetch(source, partial, self.progress, policy, insecure, wanted=file.sha256, size=file.size).run()
+        return await self._accept(partial, file, lister)
+
+    async def _accept(self, partial: Partial, file: RemoteFile, lister: str) -> str:
+        """Move a complete partial to the complete files of the staging.
+
+        Returns its SHA-256. Raises DownloadError for another file than the listed one.
+        """
         digest = partial.hexdigest()
         found, wanted = f"sha256:{digest}", f"sha256:{file.sha256 or digest}"
         if file.blob:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from engine_plugin.models.request import PullPlan
 
 __all__ = ["pull_for"]
-
-_EMPTY = hashlib.sha256().hexdigest()
 
 
 class FilePull(Pull):
@@ -170,8 +167,11 @@ class RepositoryPull(Pull):
             return await self._already()
         by_path = {file.path: file for file in listing.files}
         files = checked_files([by_path[path] for path in self._chosen(list(by_path))], source.label)
-        await in_thread(self._adopt, files)
-        digests = await self._keep(files)
+        here = await in_thread(self.left.prepare, [file.path for file in files])
+        for file in files:
+            if file.has_digest and file.path not in here:
+                await in_thread(self._adopt, file)
+        digests = await self._keep(files, by_size=True)
         total = sum(file.size for file in files)
         await self._expect(sum(by_path[path].size for path in digests), total)
         for file in files:
@@ -181,23 +181,23 @@ class RepositoryPull(Pull):
                 place = hub.file_source(source, listing.commit, file.path)
                 digests[file.path] = await self._fetch_listed(place, file, "hub")
             else:
-                await in_thread(self.left.place(file.path).touch, 0o600)
-                digests[file.path] = _EMPTY
+                partial = self.left.arriving(file.path)
+                async with partial.opened():
+                    await in_thread(partial.restart)
+                digests[file.path] = await self._accept(partial, file, "hub")
         return await self._finish(digests, total, listing.commit)
 
-    def _adopt(self, files: Sequence[RemoteFile]) -> None:
-        """Link or copy files from the present model that may be the listed ones."""
-        here = self.left.prepare([file.path for file in files])
-        for file in files:
-            present = self.index.path(self.plan.name) / file.path
-            if file.path in here or not present.is_file() or present.stat().st_size != file.size:
-                continue
-            staged = self.left.place(file.path)
-            try:
-                os.link(present, staged)
-            except OSError:
-                shutil.copyfile(present, staged)
-                staged.chmod(0o600)
+    def _adopt(self, file: RemoteFile) -> None:
+        """Link or copy a file from the present model that may be the listed one."""
+        present = self.index.path(self.plan.name) / file.path
+        if not present.is_file() or present.stat().st_size != file.size:
+            return
+        staged = self.left.place(file.path)
+        try:
+            os.link(present, staged)
+        except OSError:
+            shutil.copyfile(present, staged)
+            staged.chmod(0o600)
 
 
 def pull_for(plan: PullPlan) -> type[Pull]:

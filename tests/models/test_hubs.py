@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import threading
 from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from engine_plugin.catalogue import CHECKSUM_MISMATCH
 from engine_plugin.download.events import ChunkProgress, Success
 from engine_plugin.errors import (
     ModelNotFoundError,
@@ -22,6 +26,17 @@ from tests.models.hub import COMMIT, MODEL, REPOSITORY
 from tests.models.server import Script
 from tests.models.test_resume import until_progress
 from tests.patience import LIMIT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def without_digests(tree: dict[str, bytes]) -> list[dict[str, Any]]:
+    """The entries of both hubs for these files, without their digests."""
+    return [
+        {"rfilename": path, "size": len(data), "Path": path, "Type": "blob", "Size": len(data)}
+        for path, data in tree.items()
+    ]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -119,6 +134,80 @@ async def test_file_that_differs_from_the_list_is_rejected(world: FolderWorld, s
         await pull(world.store, PullRequest(source))
     assert await world.store.list() == []
     assert (await pull(world.store, PullRequest(source)))[-1] == DONE
+
+
+@pytest.mark.promise("P18")
+@pytest.mark.parametrize(
+    ("source", "digest"),
+    [
+        (SOURCES[0], "git:e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        (SOURCES[1], "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+    ],
+)
+async def test_file_listed_as_empty_with_another_digest_is_rejected(
+    world: FolderWorld, source: str, digest: str
+) -> None:
+    world.hub.listed = without_digests(NEEDED)
+    empty = next(entry for entry in world.hub.listed if entry["Path"] == "empty.txt")
+    empty.update(blobId="1" * 40, Sha256="1" * 64)
+    with pytest.raises(PullError, match=r"empty\.txt differs from the file that the hub lists") as caught:
+        await pull(world.store, PullRequest(source))
+    assert caught.value.id == CHECKSUM_MISMATCH.id
+    assert digest in caught.value.message
+    assert await world.store.list() == []
+
+
+@pytest.mark.promise("F25")
+@pytest.mark.parametrize("source", SOURCES)
+async def test_complete_files_without_digests_are_kept_by_their_sizes(world: FolderWorld, source: str) -> None:
+    world.hub.listed = without_digests(MODEL)
+    world.hub.troubles["weights.bin"].append(Script(status=404))
+    with pytest.raises(ModelNotFoundError):
+        await pull(world.store, PullRequest(source))
+    left = next((world.root / ".partial").glob("*/*/unet/weights.bin"))
+    left.write_bytes(left.read_bytes()[:-1])
+    world.hub.fetched.clear()
+    assert (await pull(world.store, PullRequest(source)))[-1] == DONE
+    assert {name for name, _ in world.hub.fetched} == {"unet/weights.bin", "weights.bin"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_files_without_digests_are_not_taken_from_the_present_model(world: FolderWorld, source: str) -> None:
+    await pull(world.store, PullRequest(source))
+    world.hub.listed, world.hub.commit = without_digests(MODEL), "1" * 40
+    world.hub.tree["weights.bin"] = bytes(len(MODEL["weights.bin"]))
+    await pull(world.store, PullRequest(source))
+    assert world.content() == NEEDED | {"weights.bin": world.hub.tree["weights.bin"]}
+
+
+@pytest.mark.promise("F24")
+async def test_cancel_ends_the_copies_from_the_present_model_after_one_file(
+    world: FolderWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is copied where the file system has no hard links."""
+    begun, go, copied = threading.Event(), threading.Event(), []
+
+    def refuse(*_: object) -> NoReturn:
+        raise OSError("no hard links here")
+
+    def copy_late(source: Path, target: Path) -> None:
+        copied.append(source)
+        target.write_bytes(source.read_bytes())
+        begun.set()
+        assert go.wait(LIMIT)
+
+    await pull(world.store, PullRequest(SOURCES[0]))
+    world.hub.commit = "1" * 40
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", copy_late)
+    pulling = asyncio.create_task(pull(world.store, PullRequest(SOURCES[0])))
+    assert await asyncio.to_thread(begun.wait, LIMIT)
+    pulling.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    assert len(copied) == 1
 
 
 @pytest.mark.promise("P18")
