@@ -67,10 +67,12 @@ def _gather(
                 usages.append(event["usage"])
             for choice in event.get("choices") or ():
                 index = choice.get("index", 0)
-                message = {"role": "assistant", "content": ""}
+                message = {"role": "assistant", "content": []}
                 known = choices.setdefault(index, {"finish_reason": None, "index": index, "message": message})
                 _add_delta(known["message"], delta_of(choice))
                 _add_choice(known, choice)
+        for choice in choices.values():
+            _join_texts(choice["message"])
         if usages:
             answer["usage"] = usages[0] if len(usages) == 1 else _sum_usage(usages, choices_each)
         answer["choices"] = [choices[index] for index in sorted(choices)]
@@ -93,10 +95,11 @@ def _add_choice(known: dict[str, Any], choice: dict[str, Any]) -> None:
 
 
 def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    """Add to a message whose texts are lists of pieces, until `_join_texts`."""
     for key, value in delta.items():
         if key in _TEXTS:
             if value is not None:
-                message[key] = (message.get(key) or "") + value
+                message.setdefault(key, []).append(value)
         elif key == "tool_calls":
             calls = message.setdefault("tool_calls", [])
             for piece in value:
@@ -110,13 +113,21 @@ def _add_tool_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
     if not 0 <= index < _MOST_TOOL_CALLS:
         raise IndexError(f"a tool call's index is {index}")
     while len(calls) <= index:
-        calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+        calls.append({"type": "function", "function": {"name": [], "arguments": []}})
     call, function = calls[index], piece.get("function") or {}
     for key in ("id", "type"):
         if piece.get(key):
             call[key] = piece[key]
-    call["function"]["name"] += function.get("name") or ""
-    call["function"]["arguments"] += function.get("arguments") or ""
+    for key, pieces in call["function"].items():
+        pieces.append(function.get(key) or "")
+
+
+def _join_texts(message: dict[str, Any]) -> None:
+    """Replace the pieces of each text by the text. Raises TypeError for a piece that is not a text."""
+    for key in message.keys() & set(_TEXTS):
+        message[key] = "".join(message[key])
+    for call in message.get("tool_calls", ()):
+        call["function"] = {key: "".join(pieces) for key, pieces in call["function"].items()}
 
 
 def _sum_usage(usages: list[dict[str, Any]], choices_each: int) -> dict[str, Any]:

@@ -116,6 +116,25 @@ def test_events_of_completions_are_joined() -> None:
     ]
 
 
+class Piece(str):
+    """A text that fails the test when it is appended to another one, which copies both."""
+
+    __slots__ = ()
+
+    def __radd__(self, other: str) -> str:
+        raise AssertionError(f"{self!r} is appended to {other!r}")
+
+
+def test_long_texts_are_joined_once() -> None:
+    function = {"name": Piece("f"), "arguments": Piece("a")}
+    delta = {"content": Piece("a"), "reasoning": Piece("b"), "tool_calls": [{"index": 0, "function": function}]}
+    [choice] = chat(chunk(0, delta), chunk(0, delta))["choices"]
+    call = {"type": "function", "function": {"name": "ff", "arguments": "aa"}}
+    assert choice["message"] == {"role": "assistant", "content": "aa", "reasoning": "bb", "tool_calls": [call]}
+    event: dict[str, Any] = {"choices": [{"text": Piece("c")}]}
+    assert text_completion([event, event])["choices"][0]["text"] == "cc"
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -123,7 +142,9 @@ def test_events_of_completions_are_joined() -> None:
         [{"choices": []}],
         [{"choices": [5]}],
         [{"choices": [{"delta": {"content": 5}}]}, {"choices": [{"delta": {"content": "a"}}]}],
+        [{"choices": [{"delta": {"content": 5}}]}],
         [{"choices": [{"delta": {"tool_calls": [5]}}]}],
+        [{"choices": [{"delta": {"tool_calls": [{"function": {"arguments": 5}}]}}]}],
         [{"choices": 5}],
         [{"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": "many"}}, usage(1, 1)],
     ],
