@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
+from engine_plugin.engines.openai.discovery import STALE_AFTER
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.single_flight import SingleFlight
 
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openai.discovery import AttachedServer, ServerFinder
 
 __all__ = ["ServerConnection"]
-
-_STALE = 300.0
-"""Seconds after which the server is inspected again."""
 
 
 class ServerConnection:
@@ -45,13 +43,18 @@ class ServerConnection:
         if for_call and self.is_released:
             raise catalogue.ENGINE_NOT_RUNNING.error()
         found = self.attachment
-        if found is not None and not fresh and time.monotonic() - found.at < _STALE:
+        if found is not None and not fresh and time.monotonic() - found.at < STALE_AFTER:
             return found
         return await self._finding.run(self._find)
 
     async def reconnect(self) -> None:
-        """Find the server and allow calls again after `disconnect`. Raises the errors of `ServerFinder.find`."""
+        """Find the server and allow calls again after `disconnect`. Raises the errors of `ServerFinder.find`.
+
+        What calls found missing is forgotten.
+        """
         self.is_released = False
+        if self.attachment is not None:
+            self.attachment.forget_learned()
         await self.get(fresh=True)
 
     async def disconnect(self) -> None:

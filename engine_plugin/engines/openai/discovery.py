@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from engine_plugin.models.info import ModelInfo
     from engine_plugin.transport.http1 import Http1Client
 
-__all__ = ["PROBE_TIMEOUT", "AttachedServer", "ServerFinder"]
+__all__ = ["PROBE_TIMEOUT", "STALE_AFTER", "AttachedServer", "ServerFinder"]
 
 PROBE_TIMEOUT = "ENGINE_PLUGIN_PROBE_TIMEOUT"
 """The environment variable with the timeout of these requests in seconds."""
+
+STALE_AFTER = 300.0
+"""Seconds after which the server is inspected again, and after which what calls found missing is forgotten."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class AttachedServer:
     """A server that answered.
 
     Calls collect what it turned out not to have: `missing_services`, and `text_only_models`, which transcribe without
-    segments.
+    segments. `learned` is the time from which they collect it.
     """
 
     probe: Probe
@@ -56,6 +59,7 @@ class AttachedServer:
     http: Http1Client
     missing_services: set[str] = field(default_factory=set)
     text_only_models: set[str] = field(default_factory=set)
+    learned: float = field(default_factory=time.monotonic)
     at: float = field(default_factory=time.monotonic)
 
     @property
@@ -81,6 +85,18 @@ class AttachedServer:
         """Whether the server has a service, as far as known."""
         reported = self.info.services
         return service not in self.missing_services and (reported is None or service in reported)
+
+    def keep_learned(self, before: AttachedServer) -> None:
+        """Keep what calls found missing when the server was inspected before, unless that may have changed."""
+        same = self.server is before.server and self.names == before.names  # else a new model may bring a service
+        if same and time.monotonic() - before.learned < STALE_AFTER:
+            self.missing_services, self.text_only_models = before.missing_services, before.text_only_models
+            self.learned = before.learned
+
+    def forget_learned(self) -> None:
+        """Forget what calls found missing."""
+        self.missing_services.clear()
+        self.text_only_models.clear()
 
     def unreachable(self, error: UnavailableError) -> UnavailableError:
         """The error for a failed connection."""
@@ -151,8 +167,8 @@ class ServerFinder:
         retries, backoff = self._options.connect_retries, self._options.connect_backoff
         http = probe.client(resend=False, connect_retries=retries, backoff=backoff)
         found = AttachedServer(probe, server, info, http)
-        if before is not None and found.names == before.names:  # else a new model may bring a service
-            found.missing_services, found.text_only_models = before.missing_services, before.text_only_models
+        if before is not None:
+            found.keep_learned(before)
         return found
 
     async def _list_models(self, probe: Probe, *, certain: bool, server: ServerAdapter | None) -> None:

@@ -14,6 +14,7 @@ import pytest
 from engine_plugin.engines.base import HealthState
 from engine_plugin.engines.openai import discovery
 from engine_plugin.engines.openai.address import BaseUrl
+from engine_plugin.engines.openai.discovery import ServerFinder
 from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.options import OpenAIOptions
@@ -24,6 +25,7 @@ from engine_plugin.errors import (
     ModelNotFoundError,
     PreconditionError,
     UnavailableError,
+    UnsupportedError,
 )
 from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.system.certificates import Identity, load_identity
@@ -394,6 +396,48 @@ async def test_suggestions_for_a_missing_model_are_current(serve: Serve, attach:
         await call(plugin, "chat", **HELLO, model="llama-8")
     server.refusal = None
     assert (await call(plugin, "chat", **HELLO))["model"] == "llama-8b"
+
+
+async def test_what_calls_found_missing_is_kept_for_a_while(serve: Serve) -> None:
+    server = await serve("gateway")
+    finder = ServerFinder(OpenAIOptions(), server.url, {})
+    first = await finder.find()
+    first.missing_services.add("embed")
+    first.text_only_models.add("whisper-1")
+    again = await finder.find(first)
+    assert not again.has("embed")
+    assert again.text_only_models == {"whisper-1"}
+    again.learned -= discovery.STALE_AFTER
+    later = await finder.find(again)
+    assert later.has("embed")
+    assert not later.text_only_models
+
+
+async def test_what_calls_found_missing_does_not_apply_to_another_kind_of_server(serve: Serve) -> None:
+    server = await serve("gateway")
+    server.models = [{"id": "m"}]
+    finder = ServerFinder(OpenAIOptions(), server.url, {})
+    first = await finder.find()
+    first.missing_services.add("embed")
+    server.models = [{"id": "m", "owned_by": "llamacpp"}]
+    again = await finder.find(first)
+    assert again.names == first.names
+    assert again.server.name == "llama-server"
+    assert again.has("embed")
+
+
+async def test_start_forgets_what_calls_found_missing(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    plugin = attach(server)
+    server.refusal = (404, {"detail": "Not Found"})
+    with pytest.raises(UnsupportedError):
+        await call(plugin, "embed", input="a")
+    server.refusal = None
+    await models(plugin)
+    with pytest.raises(UnsupportedError):
+        await call(plugin, "embed", input="a")
+    await plugin.start("")
+    assert (await call(plugin, "embed", input="a"))["data"]
 
 
 async def test_replaced_server_is_identified_again(serve: Serve, attach: Attach) -> None:
