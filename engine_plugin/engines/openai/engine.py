@@ -259,7 +259,7 @@ class OpenAIEngine(Engine):
 
         @asynccontextmanager
         async def use(name: str) -> AsyncIterator[tuple[Exchange, str]]:
-            yield exchange, name
+            yield Exchange(self._connection, exchange.attachment, service, name), name
 
         async with (
             self._using(service, default_model) as exchange,
@@ -295,12 +295,19 @@ class OpenAIEngine(Engine):
         try:
             async with self._admission.slots(1):
                 yield Exchange(self._connection, attachment, service, model)
-        except ModelNotFoundError:
-            raise model_missing(await self._connection.get(fresh=True), model) from None
+        except ModelNotFoundError as error:
+            raise await self._with_current_models(error) from None
         except BrokenOffError as error:
             raise BadGatewayError(f"{attachment.title} {error.did}. Its log may show why. Try again") from error
         finally:
             self._connection.close_if_replaced(attachment)
+
+    async def _with_current_models(self, error: ModelNotFoundError) -> ModelNotFoundError:
+        """The error with the current models; unchanged if they cannot be listed."""
+        try:
+            return model_missing(await self._connection.get(fresh=True), error.model)
+        except EnginePluginError:
+            return error
 
 
 def _first_of_kind(models: Sequence[ModelInfo], kind: str) -> str:

@@ -94,6 +94,7 @@ class Contract:
         self.root = "/v3" if kind == "ovms" else "/v1"
         self.prefix = ""
         self.models = [dict(entry) for entry in MODELS[kind]]
+        self.lists_models = True
         self.paths: list[str] = []
         self.heads: list[dict[str, str]] = []
         self.bodies: list[dict[str, Any]] = []
@@ -158,6 +159,8 @@ class Contract:
         if request.method == "GET":
             if path == f"{self.root}/models":
                 self.heads.append(dict(request.headers))
+                if not self.lists_models:
+                    return web.json_response({"error": "out of order"}, status=500)
                 return web.json_response({"object": "list", "data": self.models})
             found = _EXTRA[self.kind].get(path)
             return web.json_response(found) if found is not None else self._unknown(path)
@@ -250,6 +253,8 @@ class Contract:
             fields[str(part.name)] = str(part.filename) if part.name == "file" else await part.text()  # type: ignore[union-attr]  # not nested
         self.forms.append(fields)
         await self._pass_gate()
+        if self.refusal is not None:
+            return web.json_response(self.refusal[1], status=self.refusal[0])
         if self.kind != "gateway":
             return self._unknown(request.path)
         if fields.get("response_format") == "verbose_json":

@@ -195,6 +195,17 @@ async def test_missing_model_of_ovo_suggests_a_pull(serve: Serve, attach: Attach
     assert "PullModel mlx-community/Other" in str(caught.value)
 
 
+async def test_missing_model_is_reported_although_the_models_cannot_be_listed(serve: Serve, attach: Attach) -> None:
+    server = await serve("ovo")
+    plugin = attach(server)
+    await plugin.start("")
+    server.refusal = (404, {"error": {"message": "model not found: mlx-community/Other"}})
+    server.lists_models = False
+    with pytest.raises(ModelNotFoundError) as caught:
+        await call(plugin, "chat", **HELLO, model="mlx-community/Other")
+    assert (caught.value.model, caught.value.pull) == ("mlx-community/Other", "mlx-community/Other")
+
+
 async def test_ovms_is_identified(serve: Serve, attach: Attach) -> None:
     server = await serve("ovms")
     plugin = attach(server)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
+from engine_plugin.errors import (
+    BadGatewayError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
 from engine_plugin.messages import ConversationMessage
 from tests.engines.openai.test_servers import HELLO, call, streamed
 from tests.patience import LIMIT
@@ -205,6 +211,40 @@ async def test_live_stream_is_transcribed(serve: Serve, attach: Attach) -> None:
     assert (told[0], told[-1]) == ("task-started", "task-finished")
     assert "result-generated" in told
     assert server.forms[0]["model"] == "whisper-1"
+
+
+async def test_live_model_without_segments_is_remembered_by_its_own_name(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    server.refuses_details = True
+    plugin = attach(server)
+    sound = silence(0.5) + spoken(0, 6) + silence(1)
+
+    async def messages() -> AsyncIterator[ConversationMessage]:
+        settings = {"model": "other", "format": "pcm", "sample_rate": "16000"}
+        yield ConversationMessage(sound, "binary", settings)
+        yield ConversationMessage(b'{"action": "finish-task"}')
+
+    assert (await _converse(plugin, messages()))[-1] == "task-finished"
+    server.forms.clear()
+    for model in ("whisper-1", "other"):
+        await call(plugin, "speech-to-text", audio=RECORDING, model=model)
+    forms = [(form["model"], form["response_format"]) for form in server.forms]
+    assert forms == [("whisper-1", "verbose_json"), ("whisper-1", "json"), ("other", "json")]
+
+
+async def test_missing_live_model_is_reported_by_its_own_name(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    server.refusal = (404, {"error": {"message": "The model `other` does not exist."}})
+    plugin = attach(server)
+
+    async def messages() -> AsyncIterator[ConversationMessage]:
+        settings = {"model": "other", "format": "pcm", "sample_rate": "16000"}
+        yield ConversationMessage(spoken(0, 6) + silence(1), "binary", settings)
+        yield ConversationMessage(b'{"action": "finish-task"}')
+
+    with pytest.raises(ModelNotFoundError) as caught:
+        await _converse(plugin, messages())
+    assert caught.value.model == "other"
 
 
 async def _converse(plugin: Plugin, messages: AsyncIterator[ConversationMessage]) -> list[str]:
