@@ -92,8 +92,10 @@ async def collect(service: str, response: HttpResponse, model: str) -> dict[str,
         if size > ANSWER_LIMIT:
             raise BadGatewayError(f"the engine's answer is longer than {ANSWER_LIMIT} bytes")
         for line in line_objects(lines):
-            deltas.append(delta_of(service, checked_line(line, model)))
-            if deltas[-1].done:
+            delta = delta_of(service, checked_line(line, model))
+            if delta.content or delta.thinking or delta.calls or delta.logprobs:
+                deltas.append(delta)
+            if delta.done:
                 await drained(response)
                 return whole_answer(service, line, deltas)
     raise BadGatewayError(NOT_DONE)

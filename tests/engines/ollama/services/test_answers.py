@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.engines.ollama.answers import (
     Delta,
+    collect,
     openai_answer,
     openai_embeddings,
     timings,
@@ -20,6 +22,7 @@ from engine_plugin.engines.ollama.answers import (
     whole_answer,
 )
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from tests.transport.test_ndjson import Body
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
@@ -53,6 +56,19 @@ def test_chat_answer_has_all_openai_fields() -> None:
     assert answer["object"] == "chat.completion"
     assert answer["model"] == "m"
     assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+
+
+async def test_lines_that_add_nothing_are_not_kept() -> None:
+    lines = [b"{}\n" * 1000] * 20
+    body = Body(*lines, b'{"response": "a"}\n{"response": "b", "done": true}\n')
+    tracemalloc.start()
+    try:
+        answer = await collect("generate", body, "m")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer == {"response": "ab", "done": True}
+    assert peak < 1 << 20
 
 
 def test_completion_of_several_prompts_counts_each_prompt_once() -> None:
