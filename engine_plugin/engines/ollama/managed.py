@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from engine_plugin.install.software import Backend
     from engine_plugin.protocol.shapes import EngineCheck
 
-__all__ = ["ManagedServer"]
+__all__ = ["RELOAD_TIMEOUT", "ManagedServer"]
+
+RELOAD_TIMEOUT = 600.0
+"""Seconds in which the models are loaded again after a restart, all of them together; calls wait for that."""
 
 log = logging.getLogger(__name__)
 
@@ -228,10 +231,14 @@ class ManagedServer:
 
         A failure is logged only: the next call of the model loads it or reports the error.
         """
-        for name in names:
-            if self._process is not process:  # stopped meanwhile
-                return
-            try:
-                await self._models.load(process.client(), name)
-            except EnginePluginError as error:
-                log.warning("%s was not loaded again: %s", name, error)
+        left = list(names)
+        try:
+            async with asyncio.timeout(RELOAD_TIMEOUT):
+                while left and self._process is process:  # not stopped meanwhile
+                    try:
+                        await self._models.load(process.client(), left[0])
+                    except EnginePluginError as error:
+                        log.warning("%s was not loaded again: %s", left[0], error)
+                    del left[0]
+        except TimeoutError:
+            log.warning("%s: not loaded again within %g s", ", ".join(left), RELOAD_TIMEOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -10,11 +11,14 @@ import psutil
 import pytest
 
 from engine_plugin.engines.base import HealthState
+from engine_plugin.engines.ollama import managed
+from engine_plugin.engines.ollama.models import ServerModels
 from engine_plugin.errors import BadGatewayError, EngineNotInstalledError, ModelNotFoundError, UnavailableError
 from engine_plugin.models.request import PullRequest
 from engine_plugin.process.ports import free_ports
 from tests.engines.ollama.contract.release import write_program
 from tests.models.fakes import pulled
+from tests.patience import LIMIT
 
 from .engine import HELLO, answer, plugin_in
 
@@ -143,6 +147,23 @@ async def test_other_mode_restarts_with_the_loaded_models(plugin: Plugin, ollama
     assert any(process.environ().get("CUDA_VISIBLE_DEVICES") == "-1" for process in after)
     assert {model.name for model in await plugin.running_models()} == {"tiny-chat:latest", "embed:latest"}
     assert plugin.config()["device_type"] == "cpu"
+
+
+async def test_models_that_load_too_slowly_do_not_delay_a_restart(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    await plugin.start("auto")
+    await plugin.load_model("tiny-chat")
+    monkeypatch.setattr(ServerModels, "load", never)
+    monkeypatch.setattr(managed, "RELOAD_TIMEOUT", 0.01)
+    async with asyncio.timeout(LIMIT):
+        await plugin.start("cpu")
+    assert plugin.config()["device_type"] == "cpu"
+    assert "tiny-chat:latest" in caplog.text
+    assert "not loaded again within 0.01 s" in caplog.text
 
 
 @pytest.mark.promise("F20", "P2")
