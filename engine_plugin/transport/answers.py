@@ -54,7 +54,10 @@ _HTML = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """An error that an engine reported: the HTTP status (or the code inside a stream), its message, and its JSON."""
+    """An error that an engine reported: the HTTP status (or the code inside a stream), its message, and its JSON.
+
+    The JSON, `shape`, is the error object, or the object around an error that is a text.
+    """
 
     status: int
     message: str
@@ -74,21 +77,27 @@ class Complaint:
             shape = json.loads(body)
         except (ValueError, RecursionError):
             shape = "" if _HTML.match(body) else body[:_SHOWN].decode("utf-8", "replace").strip()
-        return cls._of_error(status, shape.get("error", shape) if isinstance(shape, dict) else shape)
+        return cls._of_shape(status, shape)
 
     @classmethod
     def of_event(cls, block: bytes) -> Complaint:
         """Parse the error event at the start of `block`. Raises BadGatewayError for anything else."""
-        error = next(iter(sse.event_data(block)), {}).get("error")
+        event = next(iter(sse.event_data(block)), {})
+        error = event.get("error")
         if not isinstance(error, str | dict):
             raise BadGatewayError(f"the engine reported an error inside its stream: {block[:300]!r}")
         code = error.get("code") if isinstance(error, dict) else None
-        return cls._of_error(code if isinstance(code, int) else 500, error)
+        return cls._of_shape(code if isinstance(code, int) else 500, event)
 
     @classmethod
-    def _of_error(cls, status: int, error: Any) -> Complaint:
-        words = error if isinstance(error, str) else _words(error) if isinstance(error, dict) else json.dumps(error)
-        return cls(status, words[:_SHOWN] or _phrase(status), error if isinstance(error, dict) else {})
+    def _of_shape(cls, status: int, shape: Any) -> Complaint:
+        outer = shape if isinstance(shape, dict) else {}
+        error = outer.get("error", shape)
+        if isinstance(error, dict):
+            words, outer = _words(error), error
+        else:
+            words = error if isinstance(error, str) else json.dumps(error)
+        return cls(status, words[:_SHOWN] or _phrase(status), outer)
 
     def error(self) -> EnginePluginError:
         """The exception for this error."""
@@ -116,7 +125,8 @@ def _words(error: Mapping[str, Any]) -> str:
 def _field_words(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)[:_SHOWN]
-    place = ".".join(str(step) for step in item.get("loc") or () if step != "body")
+    steps = item.get("loc")
+    place = ".".join(str(step) for step in steps if step != "body") if isinstance(steps, list) else ""
     return f"{place}: {item.get('msg', 'is wrong')}" if place else str(item.get("msg", "is wrong"))
 
 

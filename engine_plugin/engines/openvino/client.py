@@ -90,7 +90,7 @@ def complaint_error(complaint: Complaint) -> EnginePluginError:
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
         return catalogue.CONTEXT_EXCEEDED.error(said=message)
-    if complaint.status == 400 and complaint.shape and (found := _NAMES_A_FIELD.match(message)):
+    if complaint.status == 400 and "message" in complaint.shape and (found := _NAMES_A_FIELD.match(message)):
         return InvalidRequestError(message, field=found[1])  # from the embedded server, which names the field
     if complaint.status == 404:
         return UnavailableError(f"the server does not serve the model now: {message}. Try again")

@@ -159,6 +159,7 @@ async def test_fields_that_ovo_ignores_are_logged(
         ({"error": {"type": "x", "message": "no such thing", "trace": "File secret.py"}}, "no such thing"),
         ({"detail": "no such thing"}, "no such thing"),
         ({"detail": [{"loc": ["body", "messages"], "msg": "is wrong"}]}, "messages: is wrong"),
+        ({"detail": [{"loc": 5, "msg": "no such thing"}]}, ": no such thing"),
     ],
 )
 async def test_each_error_format_is_parsed(serve: Serve, attach: Attach, shape: Any, words: str) -> None:

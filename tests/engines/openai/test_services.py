@@ -150,6 +150,7 @@ async def test_ignored_events_are_dropped(serve: Serve, attach: Attach) -> None:
             InvalidRequestError,
             "Shorten the request",
         ),
+        (400, {"error": "too long", "code": "context_length_exceeded"}, InvalidRequestError, "Shorten the request"),
         (429, {"error": {"message": "slow down"}}, UnavailableError, "slow down"),
         (503, {"error": "loading"}, UnavailableError, "loading"),
         (500, "<html><body>oh</body></html>", BadGatewayError, "500"),
