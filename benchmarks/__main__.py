@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import machine
 from benchmarks.measures import Sizes, memory, real_round, start_round, synthetic_round
-from benchmarks.ollama import flavours, ollama_round
+from benchmarks.ollama import flavors, ollama_round
 from benchmarks.openvino import Load, lineup, loads, openvino_round
 from benchmarks.report import table
 from benchmarks.results import Results, Spread
@@ -112,7 +112,7 @@ async def measure_ollama(sizes: Sizes, rounds: int) -> Results:
     """A run with a stand-in for Ollama, its processes and files gone afterwards. Raises TimeoutError after four
     minutes."""
     results = Results()
-    async with _scratch() as (scratch, _), flavours(scratch) as both:
+    async with _scratch() as (scratch, _), flavors(scratch) as both:
         if sizes is not QUICK:
             await ollama_round(_thrown_away(), both, QUICK)
         async for _ in _rounds(results, sizes, rounds):

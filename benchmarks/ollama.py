@@ -1,6 +1,6 @@
 """A server that speaks Ollama's API, two ways: straight to it, and through the plugin.
 
-The server is a stand-in, and the plugin is attached to it as to any Ollama. Each of the plugin's flavours of JSON has
+The server is a stand-in, and the plugin is attached to it as to any Ollama. Each of the plugin's flavors of JSON has
 one of its own: Ollama's, where lines are framed as they are, and OpenAI's, into which every line is translated.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.results import Results
     from engine_plugin.host import PluginClient
 
-__all__ = ["Flavour", "flavours", "ollama_round"]
+__all__ = ["Flavor", "flavors", "ollama_round"]
 
 _PATHS = {"chat": "/api/chat", "embed": "/api/embed"}
 _ANSWER_LIMIT = 64 * 1024 * 1024
@@ -60,16 +60,16 @@ class DirectLines:
 
 
 @dataclass(frozen=True, slots=True)
-class Flavour:
-    """Both ways, the plugin speaking one flavour. `group` is the title of its table."""
+class Flavor:
+    """Both ways, the plugin speaking one flavor. `group` is the title of its table."""
 
     group: str
     rig: Rig
 
 
 @asynccontextmanager
-async def flavours(folder: Path) -> AsyncIterator[Sequence[Flavour]]:
-    """Both flavours, ready. Ends all processes when left."""
+async def flavors(folder: Path) -> AsyncIterator[Sequence[Flavor]]:
+    """Both flavors, ready. Ends all processes when left."""
     async with AsyncExitStack() as cleanup:
         program = await cleanup.enter_async_context(helper("benchmarks.ollama_upstream"))
         address = str(await program.answer())
@@ -80,23 +80,23 @@ async def flavours(folder: Path) -> AsyncIterator[Sequence[Flavour]]:
         native = await _plugged(cleanup, folder / "native", address, "ollama", OLLAMA_EVENTS)
         openai = await _plugged(cleanup, folder / "openai", address, "openai", OPENAI)
         yield (
-            Flavour("Ollama's stand-in, Ollama's own JSON", Rig(direct, *native)),
-            Flavour("Ollama's stand-in, OpenAI's JSON", Rig(direct, *openai)),
+            Flavor("Ollama's stand-in, Ollama's own JSON", Rig(direct, *native)),
+            Flavor("Ollama's stand-in, OpenAI's JSON", Rig(direct, *openai)),
         )
 
 
 async def _plugged(
-    cleanup: AsyncExitStack, folder: Path, address: str, flavour: str, dialect: Dialect
+    cleanup: AsyncExitStack, folder: Path, address: str, flavor: str, dialect: Dialect
 ) -> tuple[Plugged, PluginClient]:
     """A plugin that is attached to the server."""
     options = {"name": "ollama", "server": "attach", "address": address}
-    write_plugin(folder, options, base="ollama", refs={"chat": f"{flavour}:chat"})
+    write_plugin(folder, options, base="ollama", refs={"chat": f"{flavor}:chat"})
     client = await launch(COMMAND, name="plugin", cwd=folder, start_timeout=_START_TIMEOUT)
     await cleanup.enter_async_context(client)
     return Plugged(client, dialect, MODEL), client
 
 
-async def ollama_round(results: Results, both: Sequence[Flavour], sizes: Sizes) -> None:
-    """One round: both flavours, the other one first in every other round."""
-    for flavour in both if results.rounds % 2 else both[::-1]:
-        await synthetic_round(results, flavour.rig, sizes, flavour.group)
+async def ollama_round(results: Results, both: Sequence[Flavor], sizes: Sizes) -> None:
+    """One round: both flavors, the other one first in every other round."""
+    for flavor in both if results.rounds % 2 else both[::-1]:
+        await synthetic_round(results, flavor.rig, sizes, flavor.group)

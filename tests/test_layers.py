@@ -219,7 +219,7 @@ def test_names_of_an_engine_occur_only_in_its_modules(path: Path) -> None:
     if part == "openvino_server" or part.removeprefix("engines/") in ENGINES:
         return
     foreign = {word for word in source(path).words if ENGINE_WORDS.search(word)} - {"engine_plugin.openai_api"}
-    if part == "manifest":  # the host's own flavours of JSON, which it calls after engines
+    if part == "manifest":  # the host's own flavors of JSON, which it calls after engines
         foreign -= {"ollama", "openai", "openvino"}
     if path.name == "families.py":  # families of models, after one of which an engine is called
         foreign.clear()

@@ -173,7 +173,7 @@ class Engine(ABC):
     def validator(self, service: ServiceSpec) -> RequestValidator | None:
         """Return what checks a request of this service; None for a service without requests. Called by `Plugin`.
 
-        An engine that speaks a second flavour of JSON, which `service.config_ref` names, returns a validator for it.
+        An engine that speaks a second flavor of JSON, which `service.config_ref` names, returns a validator for it.
         """
         return VALIDATORS.get(service.service_name)
 

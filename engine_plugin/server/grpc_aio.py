@@ -79,11 +79,10 @@ def _reader(kind: type[Message]) -> Callable[[bytes], Message | RpcError]:
 class _AioCall:
     """`Call` over a grpc.aio servicer context."""
 
-    __slots__ = ("_context", "time_remaining")
+    __slots__ = ("_context",)
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context
-        self.time_remaining: Callable[[], float | None] = context.time_remaining
 
     def end_with(self, metadata: Mapping[str, str]) -> None:
         self._context.set_trailing_metadata(tuple(metadata.items()))

@@ -57,9 +57,6 @@ class HostGone(Exception):  # noqa: N818  # nothing is wrong
 class Call(Protocol):
     """One call as its handler sees it. When the host cancels the call, the handler's task is cancelled."""
 
-    def time_remaining(self) -> float | None:
-        """Seconds until the host's deadline; None without one."""
-
     def end_with(self, metadata: Mapping[str, str]) -> None:
         """Send this trailing metadata when the call ends."""
 

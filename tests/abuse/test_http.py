@@ -28,7 +28,7 @@ LITTLE = 12 * 1024 * 1024
 
 
 def endless(head: bytes, block: bytes, sent: list[int]) -> Answer:
-    """Sends the head, then the block again and again, far more than anybody should hold in memory."""
+    """Sends the head, then the block again and again, far more than a server should hold in memory."""
 
     async def answer(call: Call) -> bool:
         call.writer.write(head)

@@ -108,7 +108,7 @@ def parse(argv: list[str]) -> dict[str, str]:
 
 
 def say(text: str) -> None:
-    """A line on stderr; blocks while nobody reads a full pipe."""
+    """A line on stderr; blocks while a full pipe is not read."""
     os.write(2, text.encode() + b"\n")
 
 
@@ -121,7 +121,7 @@ def flood(fd: int, mib: int, *, solid: bool) -> None:
 
 
 def outlive(pid: int) -> None:
-    """Kill a process that SIGSTOP keeps from its own alarm. Runs in a process that nobody can see as ours."""
+    """Kill a process that SIGSTOP keeps from its own alarm. Runs in a process without the mark of this test."""
     end = time.monotonic() + LIFETIME
     while time.monotonic() < end:
         with contextlib.suppress(ProcessLookupError):
@@ -281,7 +281,7 @@ class FakeServer:
             await asyncio.sleep(interval)
 
     async def until(self, path: str) -> None:
-        while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240, PTH110  # a file tells nobody, and this is quick
+        while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240, PTH110  # a file cannot be awaited, and this is quick
             await asyncio.sleep(_PAUSE)
 
     def exit(self, code: int) -> NoReturn:

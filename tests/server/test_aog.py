@@ -77,9 +77,6 @@ class Recorder:
         self.sent: list[Any] = []
         self._received = list(received)
 
-    def time_remaining(self) -> None:
-        return None
-
     def end_with(self, metadata: Mapping[str, str]) -> None:
         self.trailing = dict(metadata)
 

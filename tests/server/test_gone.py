@@ -72,9 +72,6 @@ class Gone:
     async def read(self) -> object:
         return self._request
 
-    def time_remaining(self) -> None:
-        return None
-
     def set_trailing_metadata(self, _metadata: object) -> None:
         pass
 

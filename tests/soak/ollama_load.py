@@ -252,7 +252,7 @@ class _Reading:
 
 
 def _word(event: dict[str, Any]) -> str:
-    """What an event of either flavour adds to the answer."""
+    """What an event of either flavor adds to the answer."""
     choices = event.get("choices")
     if choices is None:
         said = event["message"]["content"] if "message" in event else event["response"]
