@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine_plugin.engines.openai.adapters.generic import GenericAdapter
 from engine_plugin.engines.openai.adapters.llama_server import LlamaServerAdapter
 from engine_plugin.engines.openai.adapters.lmstudio import LmStudioAdapter
-from engine_plugin.engines.openai.adapters.other import GenericAdapter
 from engine_plugin.engines.openai.adapters.ovms import OvmsAdapter
 from engine_plugin.engines.openai.adapters.ovo import OvoAdapter
 from engine_plugin.engines.openai.adapters.vllm import VllmAdapter
