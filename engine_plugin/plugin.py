@@ -77,6 +77,7 @@ class Plugin:
     async def aclose(self) -> None:
         """Stop the engine and release what the plugin holds. The plugin is not used afterwards."""
         await self._available.aclose()
+        await self._missing.aclose()
         await self.engine.aclose()
 
     async def manifest_json(self) -> bytes:

@@ -95,6 +95,10 @@ class MissingModels:
             async for _ in events:
                 pass  # `_run` tells them once for all callers
 
+    async def aclose(self) -> None:
+        """Cancel the running pulls and wait for their end."""
+        await self._flights.aclose()
+
     async def _run(self, plan: _Missing, _publish: Callable[[PullEvent], None]) -> Success:
         report, steps_seen = self._reporter(), set()
         report(f"pulling {plan.name}, which a call needs")

@@ -12,10 +12,17 @@ import pytest
 
 from engine_plugin import deadlines
 from engine_plugin.download.events import ChunkProgress, StepStarted, Success
-from engine_plugin.errors import DeadlineError, InvalidRequestError, ManifestError, ModelNotFoundError, PullError
+from engine_plugin.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    ManifestError,
+    ModelNotFoundError,
+    PullError,
+    UnavailableError,
+)
 from engine_plugin.messages import ConversationMessage
 from engine_plugin.plugin import Plugin
-from tests.patience import pace
+from tests.patience import LIMIT, pace
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
@@ -42,6 +49,8 @@ class PullingEngine(SmallEngine):
         self.gate.set()
         self.pulling = asyncio.Event()
         self.left = asyncio.Event()
+        self.left_open = False
+        """Whether a pull ended before the engine was closed."""
         self.pullable = True
         self.heard: list[list[bytes]] = []
 
@@ -60,6 +69,7 @@ class PullingEngine(SmallEngine):
             self.here.add(request.model)
             yield Success(request.model, 2, "sha256:0")
         finally:
+            self.left_open = not self.closed
             self.left.set()
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
@@ -165,6 +175,17 @@ async def test_cancelled_caller_leaves_the_pull(plugin: Plugin) -> None:
     assert engine.left.is_set()
     engine.gate.set()
     assert await plugin.invoke("chat", ASK) == b"{}"
+
+
+async def test_closing_the_plugin_cancels_the_pull_before_the_engine_closes(plugin: Plugin) -> None:
+    engine = engine_of(plugin)
+    engine.gate.clear()
+    call = asyncio.create_task(plugin.invoke("chat", ASK))
+    await asyncio.wait_for(engine.pulling.wait(), LIMIT)
+    await plugin.aclose()
+    assert (engine.left_open, engine.closed) == (True, True)
+    with pytest.raises(UnavailableError, match="stopping"):
+        await asyncio.wait_for(call, LIMIT)
 
 
 async def test_failed_pull_fails_the_call(plugin: Plugin) -> None:
