@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from engine_plugin.system.files import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = [
     "FEATURES",
@@ -209,7 +209,10 @@ def details_from_json(value: Mapping[str, Any]) -> ModelDescription:
 
 
 class Samples:
-    """The sample models of one folder, in the order of its samples.json: the first of a kind is its default."""
+    """The sample models of one folder, in the order of its samples.json: the first of a kind is its default.
+
+    A sample whose file is missing makes the calls fail that return it as a model, by EnginePluginError.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         """Read `folder/samples.json`; no samples without one. Raises EnginePluginError for a broken installation."""
@@ -218,36 +221,61 @@ class Samples:
             return
         index = read_json(folder / "samples.json")
         if index is None:
-            raise EnginePluginError(f"{folder / 'samples.json'} cannot be read: reinstall this package.")
+            raise _broken(folder / "samples.json")
         for entry in index["samples"]:
-            path = folder / entry["file"]
             self._by_name[entry["name"]] = StoredModel(
                 name=entry["name"],
-                path=path,
+                path=folder / entry["file"],
                 kind=entry["kind"],
                 size=entry["size"],
                 digest=f"sha256:{entry['sha256']}",
-                modified_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+                modified_at=datetime.fromtimestamp(0, UTC),  # `_installed` replaces it
                 bundled=True,
                 details=details_from_json(entry["details"]),
                 references=tuple(entry.get("aliases", ())),
             )
 
-    def __iter__(self) -> Iterator[StoredModel]:
-        return iter(self._by_name.values())
+    def besides(self, names: Collection[str]) -> list[StoredModel]:
+        """The samples that have other names than these, in order."""
+        return [_installed(sample) for name, sample in self._by_name.items() if name not in names]
 
     @property
     def names(self) -> list[str]:
         """The samples' names, in order."""
         return list(self._by_name)
 
+    @property
+    def digests(self) -> set[str]:
+        """The samples' digests, `sha256:…`."""
+        return {sample.digest for sample in self._by_name.values()}
+
+    def name_of(self, name: str) -> str:
+        """The name of the sample with this name or former name, or ""."""
+        if name in self._by_name:
+            return name
+        return next((sample.name for sample in self._by_name.values() if name in sample.references), "")
+
     def get(self, name: str) -> StoredModel | None:
         """The sample with this name or former name."""
-        return self._by_name.get(name) or next((sample for sample in self if name in sample.references), None)
+        sample = self._by_name.get(self.name_of(name))
+        return None if sample is None else _installed(sample)
 
     def default_for(self, kind: str) -> str:
         """The name of the first sample of a kind, or ""."""
-        return next((sample.name for sample in self if sample.kind == kind), "")
+        return next((sample.name for sample in self._by_name.values() if sample.kind == kind), "")
+
+
+def _installed(sample: StoredModel) -> StoredModel:
+    """A sample with the time of its file or folder."""
+    try:
+        modified = sample.path.stat().st_mtime
+    except OSError as error:
+        raise _broken(sample.path) from error
+    return replace(sample, modified_at=datetime.fromtimestamp(modified, UTC))
+
+
+def _broken(path: Path) -> EnginePluginError:
+    return EnginePluginError(f"{path} cannot be read: reinstall this package.")
 
 
 def bundled_samples(folder: str = "gguf") -> Samples:

@@ -113,8 +113,8 @@ class ModelStore:
 
         A file that was put there by hand is inspected once, and skipped with a warning if it is not a model.
         """
-        found = {sample.name: sample for sample in self._samples}
-        found |= {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
+        found = {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
+        found |= {sample.name: sample for sample in self._samples.besides(found)}
         return [found[name] for name in sorted(found)]
 
     async def get(self, name: str) -> StoredModel:
@@ -146,7 +146,7 @@ class ModelStore:
             raise await self._not_found(name)
         partial = Staging(self._index.partials, name)
         if name not in await in_thread(self._index.names) and not partial.leftovers():
-            if self._samples.get(name) is None:
+            if not self._samples.name_of(name):
                 raise await self._not_found(name)
             raise PreconditionError(f"model: {name} comes with the plugin's package and cannot be deleted.")
 
@@ -173,11 +173,11 @@ class ModelStore:
     async def is_sample(self, name: str) -> bool:
         """Whether a name is that of a sample of the package, pulled or not."""
         record = await self._index.get(name) if self._index.layout.is_name(name) else None
-        return self._samples.get(name) is not None if record is None else self._holds_sample(record)
+        return bool(self._samples.name_of(name)) if record is None else self._holds_sample(record)
 
     def _holds_sample(self, record: Record) -> bool:
         """Whether a model of the store is a pulled sample, under any name."""
-        return record.digest in {sample.digest for sample in self._samples}
+        return record.digest in self._samples.digests
 
     def pull(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         """Pull a model and yield the events; ends after Success or raises.
@@ -205,10 +205,7 @@ class ModelStore:
             return name
         if self._index.layout.is_name(name) and self._index.path(name).exists():
             return name
-        sample = self._samples.get(name)
-        if sample is not None:
-            return sample.name
-        return await self._index.referred(without_secrets(name)) or name
+        return self._samples.name_of(name) or await self._index.referred(without_secrets(name)) or name
 
     async def _present(self, request: PullRequest) -> Success | None:
         """The answer to a pull of a name that is in the store: its source may be unknown."""

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.errors import EnginePluginError
+from engine_plugin.errors import EnginePluginError, PreconditionError
 from engine_plugin.models.info import KINDS, Samples, bundled_samples
-from tests.models.fakes import SAMPLES, digest_of
+from engine_plugin.models.store import ModelStore, PullRequest
+from tests.models.fakes import SAMPLES, Inspector, digest_of, pull
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,3 +65,45 @@ def test_sample_is_listed_as_a_bundled_model() -> None:
 def test_folder_without_samples_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnginePluginError, match=r"samples\.json"):
         Samples(tmp_path)
+
+
+@pytest.fixture
+def incomplete(tmp_path: Path) -> Samples:
+    """Two samples, of which the package has lost the first one's file."""
+    entry = {"kind": "chat", "size": 1, "sha256": "0" * 64, "details": {}}
+    entries = [entry | {"name": name, "file": name, "aliases": [f"old-{name}"]} for name in ("lost", "kept")]
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": entries}))
+    (tmp_path / "kept").touch()
+    return Samples(tmp_path)
+
+
+def test_missing_sample_fails_only_its_own_use(incomplete: Samples) -> None:
+    assert incomplete.names == ["lost", "kept"]
+    assert incomplete.default_for("chat") == "lost"
+    assert incomplete.get("absent") is None
+    kept = incomplete.get("old-kept")
+    assert kept is not None
+    assert kept.modified_at.timestamp() == pytest.approx(kept.path.stat().st_mtime)
+    for name in ("lost", "old-lost"):
+        with pytest.raises(EnginePluginError, match="lost cannot be read: reinstall this package"):
+            incomplete.get(name)
+
+
+async def test_store_with_a_missing_sample_serves_its_other_models(
+    root: Path, inspector: Inspector, incomplete: Samples
+) -> None:
+    store = ModelStore(root, inspect=inspector, samples=incomplete)
+    await pull(store, PullRequest("mine", source=str(SAMPLES / "tiny-chat.gguf")))
+    assert (await store.get("mine")).name == "mine"
+    assert await store.is_sample("old-lost")
+    assert await store.defaults_for(["chat"]) == {"chat": "mine"}
+    with pytest.raises(PreconditionError, match="comes with the plugin's package"):
+        await store.delete("lost")
+    with pytest.raises(EnginePluginError, match="reinstall this package"):
+        await store.get("lost")
+    with pytest.raises(EnginePluginError, match="reinstall this package"):
+        await store.list()
+    with pytest.raises(EnginePluginError, match="reinstall this package"):
+        await pull(store, PullRequest("lost"))
+    await pull(store, PullRequest("lost", source=str(SAMPLES / "tiny-embed.gguf")))
+    assert [model.name for model in await store.list()] == ["kept", "lost", "mine"]
