@@ -126,12 +126,13 @@ class SlowOpen:
     async def cancel_meanwhile(self, use: Coroutine[Any, Any, None]) -> None:
         """Run `use`, and cancel it while the file is being opened."""
         using = asyncio.create_task(use)
-        await asyncio.to_thread(self._begun.wait, LIMIT)
+        assert await asyncio.to_thread(self._begun.wait, LIMIT)
         using.cancel()
         await asyncio.sleep(0)
         self._go.set()
         with pytest.raises(asyncio.CancelledError):
             await using
+        assert self.descriptor >= 0
 
 
 @pytest.mark.promise("F24")

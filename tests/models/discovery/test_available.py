@@ -16,7 +16,7 @@ from engine_plugin.plugin import Plugin
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from engine_plugin.manifest import Manifest
 
@@ -94,24 +94,27 @@ async def test_failing_engine_keeps_the_previous_lists(
 
 
 async def test_slow_engine_keeps_the_previous_lists(
-    make: Callable[..., tuple[Plugin, ListingEngine]],
+    make: Callable[..., tuple[Plugin, ListingEngine]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, engine = make({"chat": {}})
-    available = AvailableModels(engine.list_models, patience=0.05)
+    made: list[AvailableModels] = []
 
-    async def names() -> list[str]:
-        return [found.name for found in await available.models()]
+    def impatient(ask: Callable[[], Awaitable[Sequence[ModelInfo]]]) -> AvailableModels:
+        made.append(AvailableModels(ask, patience=0.05))
+        return made[-1]
 
+    monkeypatch.setattr("engine_plugin.plugin.AvailableModels", impatient)
+    plugin, engine = make({"chat": {}})
+    [available] = made
     engine.models = [model("a")]
-    assert await names() == ["a"]
+    assert await told(plugin) == {"chat": ["a"]}
     engine.models, engine.asked = [model("b")], 0
     engine.gate.clear()
-    assert [await names(), await names()] == [["a"]] * 2
+    assert [await told(plugin), await told(plugin)] == [{"chat": ["a"]}] * 2
     assert engine.asked == 1
     engine.gate.set()
     available.patience = 10
-    assert await names() == ["b"]
-    await available.aclose()
+    assert await told(plugin) == {"chat": ["b"]}
+    await plugin.aclose()
 
 
 async def test_closing_cancels_the_question() -> None:
