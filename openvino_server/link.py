@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine_plugin.process import memory
-from engine_plugin.process.child import STDERR, ChildProcess
+from engine_plugin.process.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.process.lines import Lines
 from engine_plugin.waiting import comes_true
 from openvino_server.errors import RequestError
@@ -145,8 +145,9 @@ class Worker(ChildProcess):
         finally:
             self.kill_now()
         await asyncio.wait({self.exited}, timeout=_KILLED_WITHIN)
+        if not self.exited.done():
+            self._end(_CANNOT_BE_KILLED)
         await self.kill()
-        self._end(_CANNOT_BE_KILLED)
 
     def give_up(self, reason: str) -> None:
         """Kill the process. Its calls fail with `reason`."""
@@ -175,6 +176,11 @@ class Worker(ChildProcess):
                 self._flush()
             else:
                 self._flush_timer = self._loop.call_later(wait, self._flush)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        super().pipe_connection_lost(fd, exc)
+        if fd == STDOUT and not self._stopping:  # no more results can arrive
+            self._loop.call_later(_DRAINED_WITHIN, self.kill_now)
 
     def process_exited(self) -> None:
         super().process_exited()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.process import memory
+from openvino_server.link import Worker
 from tests.engines.llamacpp.running import eventually
 from tests.patience import LIMIT
 
@@ -90,6 +91,40 @@ async def test_worker_that_dies_or_writes_invalid_frames_fails_its_calls_and_is_
             assert "Segmentation fault, nearly" in answer["error"]["message"]
         assert json.loads((await held.content.read()).decode().strip().removeprefix("data: "))["error"]["code"] == 500
     assert (await front.chat())[0] == 200  # waits for the new one
+
+
+async def test_worker_that_closes_its_output_is_killed(serve: Serve) -> None:
+    front = await serve(hung_timeout=0, restart_backoff=0.01)
+    status, answer = await asyncio.wait_for(front.chat(script={"parts": [], "then": "mute"}), LIMIT)
+    assert status == 500
+    assert answer["error"]["message"].startswith("the process of model m ended: SIGKILL")
+    assert (await front.chat())[0] == 200
+
+
+async def test_calls_fail_before_the_last_attempt_to_kill_a_worker_ends(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in an uninterruptible system call survives SIGKILL for as long as the call lasts."""
+    front = await serve(drain_timeout=0, hung_timeout=0)
+    kill, dies = Worker.kill, asyncio.Event()
+
+    async def kill_later(worker: Worker) -> bool:
+        await dies.wait()
+        return await kill(worker)
+
+    monkeypatch.setattr(Worker, "kill_now", lambda _worker: None)
+    monkeypatch.setattr(Worker, "kill", kill_later)
+    async with front.streaming(script=HELD) as held:
+        await asyncio.wait_for(held.content.readany(), LIMIT)
+        front.config.models.clear()
+        leaving = asyncio.create_task(front.reload())
+        try:
+            last = await asyncio.wait_for(held.content.read(), LIMIT)
+            assert not leaving.done()
+        finally:
+            dies.set()
+            assert await asyncio.wait_for(leaving, LIMIT) == 201
+    assert json.loads(last.decode().removeprefix("data: "))["error"]["message"] == "model m was unloaded"
 
 
 @pytest.mark.promise("U8")

@@ -4,8 +4,9 @@ A model's folder may hold script.json: {"load": "fail" | "crash" | "noise" | "ha
 "template": a chat template}. A chat's `script`
 parameter says what happens to the call: "parts" to send, and "then": done (the default), hold (until another call
 says release, or it is cancelled), compute (for "seconds", deaf meanwhile; load does so, too), delegate (the same in a
-process of its own), crash, noise, class (a frame that names one), error, flood (parts without end, until it is
-cancelled). "report" answers with the numbers of cancelled calls, "settings" with the request.
+process of its own), mute (stdout is closed, and the process goes on), crash, noise, class (a frame that names one),
+error, flood (parts without end, until it is cancelled). "report" answers with the numbers of cancelled calls,
+"settings" with the request.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ class Worker:
             self.done(number)
         elif what == "hold":
             self.held.append(number)
+        elif what == "mute":
+            os.close(self.out)
         elif what == "flood":
             self.floods.add(number)
         elif what == "crash":
