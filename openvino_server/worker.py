@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 from openvino_server.frames import incoming, own_pipes
 
@@ -40,8 +41,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    status = 1
     try:
         status = main()
+    except Exception:  # noqa: BLE001  # reported, and the status says so
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
-    os._exit(status)  # the destructors of pipelines would wait for what is running
+        os._exit(status)  # an exit would wait for busy threads, and the destructors of pipelines for what is running

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import threading
 import traceback
 from abc import ABC, abstractmethod
@@ -127,7 +128,11 @@ class OneAtATime(Server, ABC):
         jobs: dict[int, Job] = {}
 
         def answer(job: Job) -> None:
-            channel.send(self._answer(job))
+            try:
+                channel.send(self._answer(job))
+            except Exception:  # noqa: BLE001  # nothing reads the executor's future: the call would never end
+                traceback.print_exc()
+                os._exit(1)
             del jobs[job.number]
 
         with ThreadPoolExecutor(1, "jobs") as thread:
@@ -139,6 +144,7 @@ class OneAtATime(Server, ABC):
                 elif (known := jobs.get(number)) is not None:
                     if known.queued.cancel():
                         del jobs[number]
+                        known.request.clear()  # the executor keeps the job until its turn
                         channel.send(("error", number, *CANCELLED))
                     else:
                         known.cancel()

@@ -34,6 +34,8 @@ CHECKS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 SAMPLES = Path(__file__).resolve().parents[3] / "engine_plugin/samples/openvino"
 
+PROGRAM = ("-m", "openvino_server.worker")
+
 _LENGTH = struct.Struct(">I")
 
 
@@ -182,13 +184,14 @@ class RunningWorker:
 
 
 @asynccontextmanager
-async def worker(kind: str, path: Path, **options: Any) -> AsyncIterator[RunningWorker]:
-    """A worker that has loaded a model. Raises WorkerFailed."""
+async def worker(
+    kind: str, path: Path, *, program: tuple[str, ...] = PROGRAM, **options: Any
+) -> AsyncIterator[RunningWorker]:
+    """A worker, `program`, that has loaded a model. Raises WorkerFailed."""
     running = RunningWorker(
         await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "openvino_server.worker",
+            *program,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, guard.PARENT_VARIABLE: str(os.getpid())},
