@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, joined, past_calls, plain_role
 from engine_plugin.templates.jinja import Templates
-from openvino_server.calls import Tools
 from openvino_server.dialect import THOUGHT
 from openvino_server.pipelines import json_file, text_file
+from openvino_server.tool_calls import Tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable

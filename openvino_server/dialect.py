@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from openvino_server.calls import PARSERS, ToolParser, Tools, guess, parser
 from openvino_server.errors import RequestError
 from openvino_server.pipelines.text import held_back
+from openvino_server.tool_calls import PARSERS, ToolParser, Tools, guess, parser
 
 __all__ = ["THOUGHT", "Deltas", "Dialect", "Plan"]
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
 from openvino_server import chat
-from openvino_server.calls import Tools
 from openvino_server.dialect import Dialect
 from openvino_server.pipelines import CANCELLED, json_file, reason, refusal, too_long
 from openvino_server.pipelines.grammars import Grammar, Grammars, wanted
@@ -25,6 +24,7 @@ from openvino_server.pipelines.scheduling import context_length, open_pipeline, 
 from openvino_server.pipelines.streams import CallStreams, Part, Stream
 from openvino_server.pipelines.text import Detokenizer
 from openvino_server.pipelines.vision import pictures
+from openvino_server.tool_calls import Tools
 
 if TYPE_CHECKING:
     from openvino_server.dialect import Plan

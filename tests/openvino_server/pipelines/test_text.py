@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.templates.jinja import ChatTemplate
-from openvino_server.calls import PARSERS, guess, parser
 from openvino_server.chat import capabilities, messages, read_templates
 from openvino_server.dialect import Deltas
 from openvino_server.errors import RequestError
 from openvino_server.pipelines.text import Detokenizer, StopStrings
 from openvino_server.pipelines.text_to_speech import pieces
+from openvino_server.tool_calls import PARSERS, guess, parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
