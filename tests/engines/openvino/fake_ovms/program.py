@@ -83,7 +83,8 @@ class _Server:
         self._known: set[str] = set()
         self._turn = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
-        self._behind = Path(tempfile.mkdtemp()) / "config.json"
+        # Below the data directory of the test, which is removed even if this process is killed.
+        self._behind = Path(tempfile.mkdtemp(prefix=".behind-", dir=self._config.parent.parent)) / "config.json"
 
     @staticmethod
     def _key_of(path: str) -> str:
