@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, ModelNotFoundError
@@ -12,7 +12,7 @@ from engine_plugin.errors import BadGatewayError, InvalidRequestError, ModelNotF
 from .fake_engine import FakeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
 NASTY = "\x1b]0;title\x07"
 
@@ -24,9 +24,11 @@ class ChattingEngine(FakeEngine):
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         self._log(f"{service} {json.dumps(request)}")
         native = self.manifest.service(service).native
-        yield self._native(request) if native else self._events(request)
+        # Closed here: a generator that a traceback still refers to would end later.
+        async with aclosing(self._native(request) if native else self._events(request)) as events:
+            yield events
 
-    async def _events(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def _events(self, request: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         model, prompt = request["model"], request["messages"][-1]["content"]
         if model == "absent":
             raise ModelNotFoundError("model: no model is called 'absent'. Pull it: engine-plugin models pull absent")
@@ -54,7 +56,7 @@ class ChattingEngine(FakeEngine):
         yield _event({}, "length" if request.get("max_tokens") == 1 else "stop")
         yield b"data: [DONE]\n\n"
 
-    async def _native(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def _native(self, request: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         if request["model"] == "failing":
             yield b'data: {"error": "the runner has died"}\n\n'
             return

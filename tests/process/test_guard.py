@@ -348,7 +348,7 @@ async def test_orphaned_descendants_are_reaped_by_the_guard(spawner: Spawner) ->
         "        if not os.fork(): os._exit(0)\n"
         "        os._exit(0)\n"
         "    os.wait()\n"
-        "open(sys.argv[1], 'w').close(); time.sleep(1000)\n"
+        "open(sys.argv[1], 'w').close()\nwhile True: time.sleep(0.1)\n"
     )
     with running(spawner, [*GUARD, sys.executable, "-I", "-S", "-c", script, spawner.path("done")]) as process:
         await until((spawner.folder / "done").exists, "all have ended")
@@ -369,7 +369,8 @@ async def test_termination_signals_are_forwarded_to_the_program(
 ) -> None:
     script = (
         f"import os, signal, sys, time; signal.signal({int(number)}, lambda *_: os._exit(5));"
-        "open(sys.argv[1], 'w').close(); time.sleep(1000)"
+        "open(sys.argv[1], 'w').close()\n"
+        "while True: time.sleep(0.1)"  # a signal just before a long sleep would wait for its end
     )
     command = [sys.executable, "-I", "-S", "-c", script, spawner.path("ready")]
     with running(spawner, [*start, *command]) as process:

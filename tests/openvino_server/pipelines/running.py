@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.process import guard
 from engine_plugin.services import VALIDATORS
-from engine_plugin.services.base import words
+from engine_plugin.services.base import optional, words
 from engine_plugin.templates.jinja import ChatTemplate, Templates
 from openvino_server import chat
 from openvino_server.vectors_api import inputs
@@ -29,7 +29,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], object]] = {
     "embed": lambda request: inputs(request.get("input")),
     "rerank": VALIDATORS["rerank"].check,
     "image": VALIDATORS["text-to-image"].check,
-    "speak": lambda request: words({"input": request.get("text")}, "input"),
+    "speak": lambda request: (words({"input": request.get("text")}, "input"), optional(request, "voice", str)),
 }
 """How the server checks a request before a worker gets it."""
 
