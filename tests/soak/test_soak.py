@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="engines are hurt by signals")
 
 SHORT = Plan(seconds=4.0, warm_up=2.0, streams=50, seed=7, pace=0.2, longest=20, interval=0.05)
-SHORT_OF_OTHERS = Plan(seconds=3.0, warm_up=1.0, streams=12, seed=7, pace=0.1, longest=20, deaths=1)
+SHORT_OF_OTHERS = Plan(seconds=6.0, warm_up=1.0, streams=12, seed=7, pace=0.3, longest=20, deaths=1)
 OTHERS = ("managed", "openai")
 REST = Snapshot(60 << 20, {"sockets": 8}, 0, 14, {"a": 2}, {"MainThread": 1, "asyncio_N": 3}, 1000, {"x": 1000})
 
