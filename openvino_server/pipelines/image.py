@@ -58,14 +58,23 @@ class Served(OneAtATime):
         }
 
     def _one(self, job: Job, prompt: str, before: int, total: int, seed: int, options: dict[str, Any]) -> Any:
+        reported = 0
+
+        def report(steps: int) -> None:
+            nonlocal reported
+            while reported < steps:
+                reported += 1
+                job.progress(before + reported, total)
+
         def after_step(step: int, _steps: int, _latent: object) -> bool:
             if not job.cancelled():
-                job.progress(before + step + 1, total)
+                report(step + 1)
             return job.cancelled()
 
         job.check()
         picture = self._pipeline.generate(prompt, rng_seed=seed, callback=after_step, **options)
         job.check()
+        report(options["num_inference_steps"])  # GenAI drops the callbacks that wait when it has the picture
         return picture.data[0]
 
     def _options(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from .running import SAMPLES, CallFailed, RunningWorker, WorkerFailed, worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -128,6 +128,15 @@ async def test_pictures_are_png_of_the_requested_size(image: RunningWorker) -> N
             assert (opened.format, opened.size) == ("PNG", (72, 64))
     assert call.progress == [(step, 6) for step in range(1, 7)]
     assert pictures[0] != pictures[1]
+
+
+async def test_every_step_of_a_picture_is_reported_by_a_busy_worker() -> None:
+    program = (str(Path(__file__).with_name("busy.py")),)
+    async with worker("text-to-image", SAMPLES / "tiny-image", program=program) as running:
+        for _ in range(10):
+            call = running.begin("image", prompt="a cat", width=64, height=64, steps=3)
+            await call.done()
+            assert call.progress == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.promise("S13")
