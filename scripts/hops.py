@@ -38,7 +38,7 @@ import engine_plugin
 from engine_plugin.app import build
 from engine_plugin.manifest import load_manifest
 from engine_plugin.protocol.stubs import provider_pb2 as pb
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from pins import ROOT
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Host:
 @asynccontextmanager
 async def _host(data: Path) -> AsyncIterator[Host]:
     built = build(load_manifest(ROOT / "plugins" / "llamacpp" / "plugin.yaml", {"AOG_DATA_DIR": str(data)}))
-    server = AioServer()
+    server = new_server()
     try:
         for service in built.services:
             server.add(service)

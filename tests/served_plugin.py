@@ -13,7 +13,7 @@ import pytest
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.server.servicer import provider_service
 from tests.patience import LIMIT
 from tests.shipped import shipped, write_manifest
@@ -51,7 +51,7 @@ async def serve(tmp_path: Path, sockets: Path) -> AsyncIterator[Serve]:
             write_manifest(tmp_path, shape)
             manifest = load_manifest(tmp_path / "plugin.yaml")
             engine = SmallEngine(manifest)
-            server = AioServer()
+            server = new_server()
             server.add(provider_service(Plugin(manifest, engine)))
             unix = sys.platform != "win32"
             address = await server.start(f"unix:{sockets / 's'}" if unix else "127.0.0.1:0")

@@ -13,7 +13,7 @@ import pytest
 from engine_plugin.app import build
 from engine_plugin.errors import ManifestError, UnsupportedError
 from engine_plugin.manifest import load_manifest
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from tests.patience import LIMIT
 from tests.shipped import shipped, write_manifest
 
@@ -66,7 +66,7 @@ async def test_built_plugin_serves_every_rpc(tmp_path: Path) -> None:
     built = build(load_manifest(REPOSITORY / "plugin.yaml", {"AOG_DATA_DIR": str(tmp_path)}))
     [service] = built.services
     assert service.descriptor.full_name == "protocol.ProviderService"
-    AioServer().add(service)  # raises AttributeError for an rpc without a method
+    new_server().add(service)  # raises AttributeError for an rpc without a method
     await built.aclose()
 
 

@@ -16,8 +16,7 @@ from engine_plugin.system.addresses import socket_is_gone, unix_path
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from engine_plugin.server.grpc_aio import AioServer
-    from engine_plugin.server.seam import RpcService
+    from engine_plugin.server.seam import RpcServer, RpcService
 
 __all__ = ["Listener", "listening"]
 
@@ -39,7 +38,7 @@ class Listener:
     choose: Callable[[], str]
     on_bound: Callable[[str], None]
     address: str = ""
-    servers: list[AioServer] = field(default_factory=list)
+    servers: list[RpcServer] = field(default_factory=list)
     touched: float = field(default_factory=time.monotonic)
 
     async def open(self) -> None:
@@ -47,10 +46,10 @@ class Listener:
 
         Raises EnginePluginError if that fails.
         """
-        from engine_plugin.server.grpc_aio import AioServer
+        from engine_plugin.server import new_server
 
         address = self.choose()
-        server = AioServer()
+        server = new_server()
         for service in self.services:
             server.add(service)
         self.servers.append(server)

@@ -17,7 +17,8 @@ from engine_plugin.goplugin.handshake import handshake_line
 from engine_plugin.goplugin.listen import listening
 from engine_plugin.goplugin.services import own_services
 from engine_plugin.goplugin.watchdog import watch_host
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.rpc.choice import use_grpcio
+from engine_plugin.server import new_server
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.goplugin.stdout import StandardOutput
+    from engine_plugin.goplugin.tls import TlsServer
     from engine_plugin.goplugin.watchdog import LastResort
     from engine_plugin.server.seam import HostedPlugin, RpcServer
 
@@ -88,10 +90,16 @@ class Session:
     def _server(self) -> tuple[RpcServer, bytes]:
         """The server, and its certificate for a host with AutoMTLS. Imports block the loop, which is idle here."""
         if not self._trusted:
-            return AioServer(health_service="plugin"), b""
-        from engine_plugin.goplugin.tls import TlsServer
+            return new_server(), b""
+        server: TlsServer
+        if use_grpcio():
+            from engine_plugin.goplugin.relay import RelayingTlsServer
 
-        server = TlsServer(self._trusted, self._host.socket_dir)
+            server = RelayingTlsServer(self._trusted, self._host.socket_dir)
+        else:
+            from engine_plugin.goplugin.tls import TlsServer
+
+            server = TlsServer(self._trusted)
         return server, server.certificate
 
     def _announce(self, network: str, address: str, certificate: bytes) -> bool:

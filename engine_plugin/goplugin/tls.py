@@ -1,10 +1,8 @@
 """Mutual TLS in front of a gRPC server, for hosts with AutoMTLS: only that host's bytes reach the server.
 
-    host ══ TLS ══ the announced address ── TlsServer ── private socket ── gRPC server
+    host ══ TLS ══ the announced address ── TlsServer ── gRPC server
 
-grpcio cannot verify a host's certificate (go-plugin's are on P-521, grpc issue 41089), so `ssl` does, and the bytes
-go on to a server that only this process can reach: by a unix socket in a directory of its own, or, on Windows, by a
-port of 127.0.0.1 that asks for a certificate whose key lives in this process alone.
+A server of this package takes the decrypted bytes in memory; `goplugin.relay` has what grpcio needs in its place.
 """
 
 from __future__ import annotations
@@ -16,15 +14,18 @@ import ssl
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.pipe import Pipe, Pipes
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.rpc.memory import connect_in_memory
+from engine_plugin.server.native import NativeServer
 from engine_plugin.server.seam import RpcServer
-from engine_plugin.system.certificates import NAME, Identity, load_identity, pem_to_ders
+from engine_plugin.system.certificates import Identity, pem_to_ders, tls_context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine_plugin.goplugin.pipe import Dial
     from engine_plugin.server.seam import RpcService
 
@@ -47,18 +48,14 @@ def host_certificates(pem: str) -> frozenset[bytes]:
 class TlsServer(RpcServer):
     """A gRPC server behind TLS, for clients with one of the `trusted` certificates. Created by `session`.
 
-    The handshake line announces `certificate` (DER) to the host. The inner socket's private directory is created in
-    `base` (empty: the temporary directory); with `loopback`, as on Windows, there is none.
+    The handshake line announces `certificate` (DER) to the host.
     """
 
-    def __init__(self, trusted: frozenset[bytes], base: str, *, loopback: bool = sys.platform == "win32") -> None:
+    def __init__(self, trusted: frozenset[bytes]) -> None:
         self._trusted = trusted
-        self._base = base
-        self._loopback = loopback
         self._identity = Identity.create()
         self.certificate = self._identity.certificate
-        self._server = AioServer(health_service="plugin", only_for=self._identity if loopback else None)
-        self._cleanup = contextlib.ExitStack()
+        self._server = self._inner_server()
         self._pipes: Pipes | None = None
         self._listener: asyncio.Server | None = None
 
@@ -82,7 +79,6 @@ class TlsServer(RpcServer):
     async def stop(self, grace: float) -> None:
         if self._listener is not None:
             self._listener.close()
-        self._cleanup.close()  # accepted connections stay open
         if self._pipes is not None:
             self._pipes.shut()
         try:
@@ -92,58 +88,37 @@ class TlsServer(RpcServer):
                 await self._pipes.close(_LAST_BYTES)
 
     async def _start_inside(self) -> Pipes:
-        """Start the gRPC server at an address that only this process can reach."""
-        directory = self._private_directory()
         try:
-            dial = await self._on_loopback(directory) if self._loopback else await self._on_socket(directory)
-            return Pipes(outer_context(self._identity, self._trusted, directory), self._trusted, dial)
+            with tempfile.TemporaryDirectory(prefix="engine-plugin-") as directory:
+                context = outer_context(self._identity, self._trusted, Path(directory))
+            return Pipes(context, self._trusted, await self._dial())
         except OSError as error:
             raise EnginePluginError(f"cannot serve TLS: {error}") from error
 
-    def _private_directory(self) -> Path:
-        if self._loopback or sys.platform == "win32":
-            name = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="engine-plugin-"))
-            return Path(name)
-        from engine_plugin.system.socketdir import keep_fresh, private_directory
+    # Steps that differ with grpcio
 
-        # A separate directory: the group that may use the announced socket must not reach this one.
-        directory = self._cleanup.enter_context(private_directory(self._base, ""))
-        self._cleanup.callback(asyncio.create_task(keep_fresh(directory)).cancel)
-        return directory
+    def _inner_server(self) -> RpcServer:
+        """The server behind TLS."""
+        return NativeServer("plugin")
 
-    async def _on_socket(self, directory: Path) -> Dial:
-        path = directory / "sock"
-        await self._server.start(f"unix:{path}")
-        return lambda protocol: asyncio.get_running_loop().create_unix_connection(protocol, str(path))
+    async def _dial(self) -> Dial:
+        """Start the server behind TLS; returns what connects a protocol to it."""
+        server = cast("NativeServer", self._server)
+        server.open()
 
-    async def _on_loopback(self, directory: Path) -> Dial:
-        """Any local process may connect, but the handshake succeeds only with this process's own key."""
-        host, _, port = (await self._server.start("127.0.0.1:0")).rpartition(":")
-        context = _context(ssl.PROTOCOL_TLS_CLIENT, self._identity, {self._identity.certificate}, directory)
-        return lambda protocol: asyncio.get_running_loop().create_connection(
-            protocol, host, int(port), ssl=context, server_hostname=NAME
-        )
+        async def dial(protocol: Callable[[], asyncio.BufferedProtocol]) -> None:
+            connect_in_memory(server.connection(), protocol())
+
+        return dial
 
 
 def outer_context(identity: Identity, trusted: frozenset[bytes], directory: Path) -> ssl.SSLContext:
     """The TLS settings for the host. `directory` must be private: it briefly holds the encrypted key."""
-    context = _context(ssl.PROTOCOL_TLS_SERVER, identity, trusted, directory)
+    context = tls_context(ssl.PROTOCOL_TLS_SERVER, identity, trusted, directory)
     context.verify_mode = ssl.CERT_REQUIRED
     # No session tickets: each connection shows its certificate (TLS 1.3), and a write never waits for a read.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
-    return context
-
-
-def _context(
-    protocol: ssl._SSLMethod, identity: Identity, trusted: frozenset[bytes] | set[bytes], directory: Path
-) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust a certificate that is not self-signed, too
-    context.load_verify_locations(cadata=b"".join(trusted))
-    load_identity(context, identity, directory)
     return context
 
 

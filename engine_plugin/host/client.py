@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-import grpc.aio
-
-from engine_plugin.errors import BadGatewayError, PullError
+from engine_plugin.errors import BadGatewayError, EnginePluginError, PullError
 from engine_plugin.host.generic import call_json
-from engine_plugin.host.link import method
 from engine_plugin.host.streams import BidiCall, ChunkStream, StreamedCall
 from engine_plugin.jsontext import answer_object
 from engine_plugin.protocol.shapes import EngineCheck, OperateStatus
@@ -19,7 +17,7 @@ from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import controller_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from engine_plugin.host.link import Link
     from engine_plugin.protocol.shapes import EngineConfig, ModelEntry, PullOptions, PullProgress
@@ -86,16 +84,15 @@ class PluginClient:
     async def shutdown(self) -> None:
         """Call go-plugin's GRPCController.Shutdown, which also ends a plugin that was not launched by this client."""
         if not self._link.closed:
-            await self._link.attempt(_shutdown(self._link.channel))
+            await _shutdown(self._link)
 
     async def _kill(self) -> None:
         link = self._link
         try:
             if link.process is not None and link.process.returncode is None:
-                try:
-                    await _shutdown(link.channel)
-                except grpc.aio.AioRpcError:
-                    pass  # no such rpc, or already exiting; the signal below follows in any case
+                # It may have no such rpc, or be exiting already; the signal below follows in any case.
+                with suppress(EnginePluginError):
+                    await _shutdown(link)
         finally:
             link.closed = True
             for task in self._background:
@@ -272,10 +269,9 @@ class PluginClient:
         return _models(response.response_json, "GetRunningModels")
 
 
-def _shutdown(channel: grpc.aio.Channel) -> Awaitable[Any]:
+async def _shutdown(link: Link) -> None:
     rpc = controller_pb2.DESCRIPTOR.services_by_name["GRPCController"].methods_by_name["Shutdown"]
-    call: Awaitable[Any] = method(channel, rpc)(controller_pb2.Empty(), timeout=SHUTDOWN_TIMEOUT)
-    return call
+    await link.answer(link.begin(rpc, controller_pb2.Empty(), timeout=SHUTDOWN_TIMEOUT))
 
 
 def _dump(**fields: Any) -> bytes:

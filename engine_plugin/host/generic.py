@@ -36,7 +36,7 @@ async def call_json(
         raise InvalidRequestError(f"{rpc.name} takes one JSON object")
     messages = [_message(rpc.input_type, part) for part in parts]
     if not rpc.server_streaming:
-        yield _shape(await link.attempt(link.open(rpc.name, *messages, timeout=timeout)))
+        yield _shape(await link.answer(link.open(rpc.name, *messages, timeout=timeout)))
         return
     kind, begun_with = (DuplexCall, []) if rpc.client_streaming else (StreamedCall, messages)
     async with kind(link, rpc.name, timeout, *begun_with, checked=False) as call:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-import grpc
-import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2
 
 from engine_plugin.errors import NotFoundError, PluginProcessError, UnavailableError, UnsupportedError
+from engine_plugin.host.channel import RpcFailure, open_channel
 from engine_plugin.host.client import PluginClient
 from engine_plugin.host.handshake import plugin_environment
-from engine_plugin.host.link import CHANNEL_OPTIONS, Link, method
+from engine_plugin.host.link import Link
 from engine_plugin.host.logs import LineSplitter
 from engine_plugin.host.process import PluginProcess
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, stdio_pb2
-from engine_plugin.system.addresses import grpc_target, unix_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,11 +72,11 @@ async def launch(
             async with asyncio.timeout(start_timeout):
                 handshake = await process.handshake(auto_mtls)
                 phase = "the health check"
-                credentials = _credentials(name, handshake, identity) if identity else None
-                channel = _open(handshake.address, credentials)
+                trusted = _certificate(name, handshake) if identity else b""
+                channel = open_channel(handshake.address, identity, trusted)
                 undo.push_async_callback(channel.close)
                 link = Link(name, handshake.address, channel, process)
-                background = [asyncio.create_task(_stdio(channel, process)), asyncio.create_task(_broker(channel))]
+                background = [asyncio.create_task(_stdio(link, process)), asyncio.create_task(_broker(link))]
                 for task in background:
                     undo.callback(task.cancel)
                 await _wait_healthy(link)
@@ -98,7 +93,7 @@ async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
     `kill` of the client only closes the connection. Raises UnavailableError if no healthy plugin answers within
     `timeout` seconds.
     """
-    channel = _open(address)
+    channel = open_channel(address)
     link = Link(address, address, channel, None)
     try:
         async with asyncio.timeout(timeout):
@@ -111,42 +106,20 @@ async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
     return PluginClient(link)
 
 
-def _credentials(name: str, handshake: Handshake, identity: Identity) -> grpc.ChannelCredentials:
+def _certificate(name: str, handshake: Handshake) -> bytes:
+    """The plugin's certificate as PEM."""
     from engine_plugin.system.certificates import der_to_pem
 
     try:
-        trusted = der_to_pem(handshake.certificate)
+        return der_to_pem(handshake.certificate)
     except ValueError as error:
         raise PluginProcessError(f"plugin {name!r}: not a valid TLS certificate: {error}") from error
-    return grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
-
-
-def _open(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
-    """Open a channel to `unix:/path` or `host:port`."""
-    path = unix_path(address)
-    folder: int | None = None
-    if path is not None and "," in path and sys.platform == "linux":
-        # gRPC splits the path at commas, even escaped ones; so the directory is named by its descriptor.
-        with contextlib.suppress(OSError):  # gRPC reports the missing socket
-            folder = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            address = f"unix:/proc/self/fd/{folder}/{Path(path).name}"
-    target = grpc_target(address)
-    if credentials is None:
-        channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    else:
-        from engine_plugin.system.certificates import NAME
-
-        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", NAME))
-        channel = grpc.aio.secure_channel(target, credentials, options=options)
-    if folder is not None:
-        weakref.finalize(channel, os.close, folder)
-    return channel
 
 
 async def _wait_healthy(link: Link) -> None:
-    check = method(link.channel, health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name["Check"])
+    check = health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name["Check"]
     try:
-        answer = await link.attempt(check(health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)))
+        answer = await link.answer(link.begin(check, health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)))
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
             return
         state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
@@ -160,19 +133,19 @@ async def _wait_healthy(link: Link) -> None:
     raise PluginProcessError(message) if link.process else UnavailableError(message)
 
 
-async def _stdio(channel: grpc.aio.Channel, process: PluginProcess) -> None:
+async def _stdio(link: Link, process: PluginProcess) -> None:
     """Log the output that the plugin sends over GRPCStdio, if it has that service."""
-    stream = method(channel, stdio_pb2.DESCRIPTOR.services_by_name["GRPCStdio"].methods_by_name["StreamStdio"])
+    call = link.begin(stdio_pb2.DESCRIPTOR.services_by_name["GRPCStdio"].methods_by_name["StreamStdio"], Empty())
     lines = {stdio_pb2.StdioData.STDOUT: LineSplitter(), stdio_pb2.StdioData.STDERR: LineSplitter()}
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        async for part in stream(Empty()):
+    with contextlib.suppress(RpcFailure):
+        while (part := await call.read()) is not None:
             for line in lines[part.channel].feed(part.data) if part.channel in lines else ():
                 process.log_output(line)
 
 
-async def _broker(channel: grpc.aio.Channel) -> None:
+async def _broker(link: Link) -> None:
     """Keep the broker's stream open, as every go-plugin host does. This host brokers no connections."""
-    call = method(channel, broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"].methods_by_name["StartStream"])()
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        while await call.read() is not grpc.aio.EOF:
+    call = link.begin(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"].methods_by_name["StartStream"])
+    with contextlib.suppress(RpcFailure):
+        while await call.read() is not None:
             pass

@@ -1,4 +1,4 @@
-"""A channel to a plugin: calls the rpcs of ProviderService by name and translates gRPC errors."""
+"""A channel to a plugin: calls rpcs of ProviderService by name, and raises their failures as EnginePluginError."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.errors import (
@@ -23,49 +21,42 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.host.channel import RpcFailure
 from engine_plugin.host.failures import error_of, identified, is_success
 from engine_plugin.jsontext import MOST_BYTES, MOST_MESSAGE
 from engine_plugin.protocol.stubs import provider_pb2
 from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
+    from engine_plugin.host.channel import Call, Channel
     from engine_plugin.host.process import PluginProcess
 
-__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "method", "sendable"]
+__all__ = ["SERVICE", "Link", "sendable"]
 
 SERVICE = provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
 
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A plugin runs on this machine: never use a proxy.
-    ("grpc.enable_http_proxy", 0),
-    # A plugin restarted at the same address is another plugin: channels must not share connections.
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
 T = TypeVar("T")
 
-_TOO_LATE = 'Failed "execute_batch": (<grpc._cython.cygrpc.Send'
-
-_ERRORS: dict[grpc.StatusCode, type[EnginePluginError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
-    grpc.StatusCode.UNAUTHENTICATED: AuthError,
-    grpc.StatusCode.PERMISSION_DENIED: AuthError,
-    grpc.StatusCode.NOT_FOUND: NotFoundError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
-    grpc.StatusCode.FAILED_PRECONDITION: PreconditionError,
-    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
-    grpc.StatusCode.ABORTED: BadGatewayError,
-    grpc.StatusCode.DATA_LOSS: BadGatewayError,
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: UnavailableError,
-    grpc.StatusCode.CANCELLED: UnavailableError,
+# gRPC's numbers.
+_DEADLINE_EXCEEDED, _UNAVAILABLE = 4, 14
+_ERRORS: dict[int, type[EnginePluginError]] = {
+    1: UnavailableError,  # CANCELLED
+    3: InvalidRequestError,
+    _DEADLINE_EXCEEDED: DeadlineError,
+    5: NotFoundError,
+    7: AuthError,  # PERMISSION_DENIED
+    8: UnavailableError,  # RESOURCE_EXHAUSTED
+    9: PreconditionError,
+    10: BadGatewayError,  # ABORTED
+    12: UnsupportedError,
+    _UNAVAILABLE: UnavailableError,
+    15: BadGatewayError,  # DATA_LOSS
+    16: AuthError,  # UNAUTHENTICATED
 }
 # A lost connection is noticed at once, the exit that caused it a moment later.
 _EXIT_FOLLOWS = 2.0
@@ -89,31 +80,44 @@ class Link:
 
     name: str
     address: str
-    channel: grpc.aio.Channel
+    channel: Channel
     process: PluginProcess | None
     closed: bool = False
 
-    def __post_init__(self) -> None:
-        self._rpcs = {rpc.name: method(self.channel, rpc) for rpc in SERVICE.methods}
+    def open(self, rpc: str, *request: Message, timeout: float | None) -> Call:
+        """Begin a call. Raises PluginProcessError if the link is closed."""
+        return self.begin(SERVICE.methods_by_name[rpc], *request, timeout=timeout)
 
-    def open(self, rpc: str, *request: Message, timeout: float | None) -> Any:
-        """Start a call and return its grpc.aio object. Raises PluginProcessError if the link is closed."""
+    def begin(self, rpc: MethodDescriptor, *request: Message, timeout: float | None = None) -> Call:
+        """Begin a call of any service. Raises PluginProcessError if the link is closed."""
         if self.closed:
             raise self._stopped()
-        return self._rpcs[rpc](*map(sendable, request), timeout=timeout)
+        return self.channel.begin(rpc, *map(sendable, request), timeout=timeout)
 
     async def unary(self, rpc: str, timeout: float | None, **fields: Any) -> Any:
         """Make a unary call with the fields of its request, and return its response.
 
         Raises the error of the response's `code`, if it has one.
         """
-        call = self.open(rpc, GetMessageClass(SERVICE.methods_by_name[rpc].input_type)(**fields), timeout=timeout)
-        response = await self.attempt(call)
+        method = SERVICE.methods_by_name[rpc]
+        call = self.begin(method, GetMessageClass(method.input_type)(**fields), timeout=timeout)
+        response = await self.answer(call)
         if "code" in response.DESCRIPTOR.fields_by_name:
             await self.check(response, call)
         return response
 
-    async def check(self, response: Any, call: Any) -> None:
+    async def answer(self, call: Call) -> Any:
+        """The response of a unary call."""
+        try:
+            response = await self.attempt(call.read())
+        except BaseException:
+            await call.aclose()
+            raise
+        if response is None:
+            raise BadGatewayError(f"plugin {self.name!r} ended the call without an answer")
+        return response
+
+    async def check(self, response: Any, call: Call) -> None:
         """Raise the error of a call's message, if its code is an error.
 
         The error's metadata is in the message, or at the end of a call whose messages have none.
@@ -126,72 +130,31 @@ class Link:
         else:
             with suppress(TimeoutError, EnginePluginError):  # without metadata, the message and its code suffice
                 async with asyncio.timeout(_END_FOLLOWS):
-                    metadata = _texts(await self.attempt(call.trailing_metadata()))
+                    metadata = await self.attempt(call.trailing_metadata())
         raise error_of(response.code, response.message, metadata)
 
     async def attempt(self, step: Awaitable[T]) -> T:
-        """Await a step of a call. gRPC errors are raised as EnginePluginError."""
+        """Await a step of a call. Its failure is raised as EnginePluginError."""
         try:
             return await step
-        except grpc.aio.AioRpcError as error:
-            raise await self._translate(error) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self.closed and not (task and task.cancelling()):
-                # Closing a channel cancels its calls: not a cancellation of this task.
+        except RpcFailure as failure:
+            if self.closed:
                 raise self._stopped() from None
-            raise
+            raise await self._translate(failure) from failure
 
-    async def _translate(self, error: grpc.aio.AioRpcError) -> EnginePluginError:
+    async def _translate(self, failure: RpcFailure) -> EnginePluginError:
         process = self.process
         # The state of the channel can change later than the call fails.
-        lost = (
-            error.code() is grpc.StatusCode.UNAVAILABLE
-            or self.channel.get_state() is not grpc.ChannelConnectivity.READY
-        )
-        if process is not None and lost:
+        if process is not None and (failure.status == _UNAVAILABLE or not self.channel.connected):
             await process.wait(_EXIT_FOLLOWS)
         if process is not None and process.returncode is not None:
             return PluginProcessError(process.describe("during the call"))
-        details = error.details() or error.code().name
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        details = failure.details or f"gRPC status {failure.status}"
+        if failure.status == _DEADLINE_EXCEEDED:
             details = f"plugin {self.name!r} did not answer in time: {details}"
-        elif error.code() is grpc.StatusCode.UNAVAILABLE and process is None:
+        elif failure.status == _UNAVAILABLE and process is None:
             details = f"nothing answers at {self.address}: {details}"
-        return identified(_ERRORS.get(error.code(), EnginePluginError)(details), _texts(error.trailing_metadata()))
-
-    def ended_before(self, error: EnginePluginError) -> bool:
-        """Return whether an error only means that this side wrote to a call that the plugin had ended.
-
-        gRPC raises it for readers and writers, in place of the status of the call.
-        """
-        cause = error.__cause__
-        return (
-            type(error) is EnginePluginError  # not PluginProcessError: the plugin runs
-            and isinstance(cause, grpc.aio.AioRpcError)
-            and cause.code() is grpc.StatusCode.INTERNAL
-            and (cause.debug_error_string() or "").startswith(_TOO_LATE)
-            and self.channel.get_state() is grpc.ChannelConnectivity.READY
-        )
+        return identified(_ERRORS.get(failure.status, EnginePluginError)(details), failure.metadata)
 
     def _stopped(self) -> PluginProcessError:
         return PluginProcessError(f"plugin {self.name!r} was stopped by this host. Launch it again")
-
-
-def _texts(metadata: Any) -> dict[str, str]:
-    """Return the text values of gRPC metadata; of repeated keys the last value."""
-    return {key: value for key, value in metadata or () if isinstance(value, str)}
-
-
-def method(channel: grpc.aio.Channel, rpc: MethodDescriptor) -> Any:
-    """Return the callable of an rpc on a channel, of any service."""
-    make: Callable[..., Any] = {
-        (False, False): channel.unary_unary,
-        (False, True): channel.unary_stream,
-        (True, True): channel.stream_stream,
-    }[rpc.client_streaming, rpc.server_streaming]
-    return make(
-        f"/{rpc.containing_service.full_name}/{rpc.name}",
-        request_serializer=GetMessageClass(rpc.input_type).SerializeToString,
-        response_deserializer=GetMessageClass(rpc.output_type).FromString,
-    )

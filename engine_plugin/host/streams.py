@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from engine_plugin.errors import BadGatewayError, EnginePluginError
+from engine_plugin.host.channel import CallEnded
 from engine_plugin.host.link import sendable
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from engine_plugin.host.channel import Call as RpcCall
     from engine_plugin.host.link import Link
 
 __all__ = ["BidiCall", "BidiMessage", "ChunkStream", "DuplexCall", "StreamedCall"]
@@ -35,8 +36,7 @@ class StreamedCall:
         self._timeout = timeout
         self._request = request
         self._checked = checked
-        self._call: Any = None
-        self._messages: Any = None
+        self._call: RpcCall | None = None
         self._over = False
 
     async def __aenter__(self) -> Self:
@@ -56,12 +56,9 @@ class StreamedCall:
         """End the call. If it is still running, it is cancelled and the plugin stops its work. Idempotent."""
         self._over = True
         if self._call is not None:
-            self._call.cancel()
-        if self._messages is not None and not self._messages.ag_running:
-            # Iterator and call reference each other and the connection, even of a closed client.
-            await self._messages.aclose()
+            await self._call.aclose()
 
-    def _started(self) -> Any:
+    def _started(self) -> RpcCall:
         if self._call is None:
             self._call = self._link.open(self._rpc, *self._request, timeout=self._timeout)
         return self._call
@@ -71,21 +68,17 @@ class StreamedCall:
         try:
             if self._over:
                 raise StopAsyncIteration
-            # Not `read`: after a late write it drops messages that the plugin had sent before.
-            if self._messages is None:
-                self._messages = aiter(self._started())
-            message = await self._link.attempt(anext(self._messages, None))
+            call = self._started()
+            message = await self._link.attempt(call.read())
             if message is None:
                 raise StopAsyncIteration
             if self._checked:
-                await self._link.check(message, self._call)
+                await self._link.check(message, call)
         except BaseException as error:
-            task = asyncio.current_task()
-            ended = isinstance(error, EnginePluginError) and self._link.ended_before(error)
-            closed = isinstance(error, asyncio.CancelledError) and self._over  # by another task
+            over = self._over
             await self.aclose()
-            if ended or (closed and not (task and task.cancelling())):
-                raise StopAsyncIteration from None
+            if over and isinstance(error, EnginePluginError):
+                raise StopAsyncIteration from None  # another task has closed this stream
             raise
         return message
 
@@ -155,12 +148,8 @@ class BidiCall(DuplexCall):
         self._first = False
         try:
             await self.write(message)
-        except asyncio.InvalidStateError:
+        except CallEnded:
             raise BadGatewayError(_ENDED) from None
-        except EnginePluginError as error:
-            if self._link.ended_before(error):
-                raise BadGatewayError(_ENDED) from None
-            raise
 
     async def __anext__(self) -> BidiMessage:
         message: pb.InvokeServiceBidiResponse = await self._read()

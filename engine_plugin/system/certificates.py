@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
-__all__ = ["NAME", "Identity", "der_to_pem", "load_identity", "pem_to_ders"]
+__all__ = ["NAME", "Identity", "der_to_pem", "load_identity", "pem_to_ders", "tls_context"]
 
 NAME = "localhost"  # the name that both sides use and expect
 _CLOCK_MAY_STEP_BACK = timedelta(minutes=5)
@@ -110,6 +110,24 @@ def load_identity(context: ssl.SSLContext, identity: Identity, directory: Path) 
         context.load_cert_chain(path, password=password)
     finally:
         path.unlink(missing_ok=True)
+
+
+def tls_context(
+    protocol: ssl._SSLMethod, identity: Identity, trusted: frozenset[bytes] | set[bytes], directory: Path
+) -> ssl.SSLContext:
+    """HTTP/2 over TLS as `identity`, to peers with one of the trusted certificates (DER).
+
+    `directory` must be private: it briefly holds the encrypted key. Raises OSError when it cannot be written.
+    """
+    import ssl
+
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust a certificate that is not self-signed, too
+    context.load_verify_locations(cadata=b"".join(trusted))
+    load_identity(context, identity, directory)
+    return context
 
 
 def pem_to_ders(pem: str) -> frozenset[bytes]:

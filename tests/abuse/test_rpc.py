@@ -25,7 +25,7 @@ from grpc_health.v1 import health_pb2
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
 from engine_plugin.protocol.stubs import provider_pb2 as pb
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.server.servicer import provider_service
 from tests.examples import MORE
 from tests.host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture
@@ -92,7 +92,7 @@ async def address(tmp_path: Path, sockets: Path) -> AsyncIterator[str]:
     shape["resources"]["data_dir"] = str(tmp_path / "data")
     write_manifest(tmp_path, shape)
     manifest = load_manifest(tmp_path / "plugin.yaml")
-    server = AioServer()
+    server = new_server()
     server.add(provider_service(Plugin(manifest, SteadyEngine(manifest))))
     try:
         yield await server.start(f"unix:{sockets / 's'}" if sys.platform != "win32" else "127.0.0.1:0")

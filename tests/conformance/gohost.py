@@ -44,10 +44,10 @@ class Check:
         return cls(**json.loads(line))
 
 
-def run_go(*arguments: str) -> str:
-    """Run the go command on the host's module, which downloads through the module proxy that Go is set up with."""
+def run_go(*arguments: str, module: Path = SOURCES) -> str:
+    """Run the go command on a module, which downloads through the module proxy that Go is set up with."""
     command = ["go", *arguments]
-    done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, timeout=_BUILD_LIMIT)
+    done = subprocess.run(command, cwd=module, capture_output=True, text=True, timeout=_BUILD_LIMIT)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stderr}"
     return done.stdout
 

@@ -17,6 +17,7 @@ from google.protobuf import empty_pb2
 
 from engine_plugin.protocol.stubs import provider_pb2
 from engine_plugin.protocol.stubs.goplugin import controller_pb2, stdio_pb2
+from engine_plugin.rpc.choice import use_grpcio
 from engine_plugin.system.certificates import Identity, der_to_pem
 from tests.patience import LIMIT, pace, within
 
@@ -30,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def environ(**changes: str) -> dict[str, str]:
     """Return this environment with the variables that a host sets, and `changes`."""
-    base = {key: value for key, value in os.environ.items() if not key.startswith(("PLUGIN_", "ENGINE_PLUGIN_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PLUGIN_", "ENGINE_PLUGIN_"))}
+    base = kept | {"ENGINE_PLUGIN_GRPC": "grpcio" if use_grpcio() else "native"}
     base |= {"AOG_PLUGIN": "aog-provider-plugin-v1", "PLUGIN_PROTOCOL_VERSIONS": "1", "PYTHONPATH": str(ROOT)}
     base |= {"PLUGIN_MIN_PORT": "10000", "PLUGIN_MAX_PORT": "25000", "TEST_PACE": str(pace(0.6))}
     return base | changes

@@ -19,7 +19,7 @@ import pytest
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv
 from engine_plugin.goplugin.listen import listening
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from tests.goplugin.hosting import ROOT, environ
 from tests.patience import LIMIT, within
 
@@ -66,7 +66,7 @@ async def test_socket_is_private_and_removed_on_close(short_dir: Path, name: str
     """It lies in the host's directory, and only this user can enter it."""
     base = short_dir / name
     base.mkdir()
-    server = AioServer()
+    server = new_server()
     async with listening(server, host(PLUGIN_UNIX_SOCKET_DIR=str(base))) as (network, address):
         path = Path(address)
         assert (network, path.parent.parent) == ("unix", base)
@@ -80,7 +80,7 @@ async def test_socket_is_private_and_removed_on_close(short_dir: Path, name: str
 @unix
 async def test_socket_defaults_to_the_temporary_directory(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(short_dir))
-    server = AioServer()
+    server = new_server()
     async with listening(server, host(PLUGIN_UNIX_SOCKET_DIR="")) as (_, address):
         assert Path(address).parent.parent == short_dir
         await server.stop(0)
@@ -98,7 +98,7 @@ async def test_socket_group_may_connect(short_dir: Path, by_name: bool) -> None:
         pytest.skip("this user's group has no name")
     group = called[ours] if by_name else str(ours)
     variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "PLUGIN_UNIX_SOCKET_GROUP": group}
-    server = AioServer()
+    server = new_server()
     async with listening(server, host(**variables)) as (_, address):
         path = Path(address)
         assert (mode(path), gid(path)) == (0o660, ours)
@@ -108,7 +108,7 @@ async def test_socket_group_may_connect(short_dir: Path, by_name: bool) -> None:
 
 
 async def refusal(environment: HostEnv) -> str:
-    server = AioServer()
+    server = new_server()
     try:
         async with listening(server, environment):
             pytest.fail("it listens")
@@ -158,7 +158,7 @@ async def test_longest_socket_path_works(short_dir: Path) -> None:
     below = len("/engine-plugin-12345678/sock")
     base = short_dir / ("x" * (limit - below - len(str(short_dir)) - 1))
     base.mkdir()
-    server = AioServer()
+    server = new_server()
     async with listening(server, host(PLUGIN_UNIX_SOCKET_DIR=str(base))) as (_, address):
         assert len(address) == limit
         assert await healthy(f"unix:{address}")
@@ -271,7 +271,7 @@ async def test_taken_port_in_the_range_is_skipped() -> None:
     listener, port = taken_port()
     if port > 65533:
         pytest.skip("the system gave the last port of all")
-    servers = [AioServer(), AioServer()]
+    servers = [new_server(), new_server()]
     environment = host("tcp", PLUGIN_MIN_PORT=str(port), PLUGIN_MAX_PORT=str(port + 20))
     try:
         addresses = []
@@ -295,7 +295,7 @@ async def test_range_of_one_port_works() -> None:
         assert f"no port from {port} to {port} is free" in await refusal(environment)
     finally:
         listener.close()
-    server = AioServer()
+    server = new_server()
     async with listening(server, environment) as (_, address):
         assert address == f"127.0.0.1:{port}"
         await server.stop(0)
@@ -303,7 +303,7 @@ async def test_range_of_one_port_works() -> None:
 
 @pytest.mark.promise("G3")
 async def test_free_port_is_used_without_a_range() -> None:
-    server = AioServer()
+    server = new_server()
     async with listening(server, host("tcp")) as (_, address):
         assert await healthy(address)
         await server.stop(0)

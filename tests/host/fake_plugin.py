@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.server.seam import Call, GrpcStatus, RpcError, RpcServer, RpcService
 
 if TYPE_CHECKING:
@@ -286,13 +286,13 @@ def start_grandchild() -> None:
 
 async def main() -> None:
     go_plugin = GoPlugin()
-    server: RpcServer = AioServer("another" if MODE == "unhealthy" else "plugin")
+    server: RpcServer = new_server("another" if MODE == "unhealthy" else "plugin")
     certificate = ""
     if MODE == "another-certificate":
         from engine_plugin.goplugin.tls import TlsServer, host_certificates
         from engine_plugin.system.certificates import Identity
 
-        server = TlsServer(host_certificates(os.environ["PLUGIN_CLIENT_CERT"]), os.environ.get("FAKE_SOCKETS", ""))
+        server = TlsServer(host_certificates(os.environ["PLUGIN_CLIENT_CERT"]))
         certificate = base64.b64encode(Identity.create().certificate).decode()
     server.add(RpcService(pb.DESCRIPTOR.services_by_name["ProviderService"], Recorder(Fake())))
     for file, name in (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine_plugin.host import connect, launch
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.system.addresses import grpc_target, unix_path
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="unix sockets are not served on Windows")
@@ -44,7 +44,7 @@ NAMES = [
 async def test_socket_in_a_directory_with_any_name_is_reached(short_dir: Path, name: str) -> None:
     path = short_dir / name / "sock"
     path.parent.mkdir()
-    server = AioServer()
+    server = new_server()
     await server.start(f"unix:{path}")
     try:
         assert path.is_socket()
@@ -57,7 +57,7 @@ async def test_socket_in_a_directory_with_any_name_is_reached(short_dir: Path, n
 @pytest.mark.promise("L3")
 async def test_socket_at_a_relative_path_is_reached(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(short_dir)
-    server = AioServer()
+    server = new_server()
     await server.start("unix:a #b")
     try:
         assert (short_dir / "a #b").is_socket()

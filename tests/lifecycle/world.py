@@ -16,7 +16,7 @@ from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.server.servicer import provider_service
 from tests.engines.llamacpp.running import gone
 from tests.fake_engine import FakeEngine
@@ -123,7 +123,7 @@ class Begin:
         engine = LlamaCppEngine(manifest)
         plugin = Plugin(manifest, engine)
         self._stack.push_async_callback(plugin.aclose)
-        server = AioServer()
+        server = new_server()
         server.add(provider_service(plugin))
         address = await server.start(f"unix:{place / 's'}")
         self._stack.push_async_callback(server.stop, 0)

@@ -29,7 +29,7 @@ from engine_plugin.host.failures import identified
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
 from engine_plugin.protocol.stubs import provider_pb2 as pb
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.server.servicer import provider_service
 from pins import ROOT
 from tests.patience import LIMIT
@@ -83,7 +83,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 @pytest.fixture
 async def client(engine: Engine, short_dir: Path) -> AsyncIterator[PluginClient]:
-    server = AioServer()
+    server = new_server()
     server.add(provider_service(Plugin(engine.manifest, engine)))
     address = await server.start(f"unix:{short_dir / 's'}")
     try:

@@ -14,8 +14,7 @@ from engine_plugin.download.events import StepStarted
 from engine_plugin.messages import ConversationMessage
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2
-from engine_plugin.server import grpc_aio
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import grpc_aio, new_server
 from engine_plugin.server.seam import RpcService
 from engine_plugin.server.servicer import provider_service
 from tests.patience import LIMIT, within
@@ -133,7 +132,7 @@ class Broker:
 @pytest.mark.promise("G20")
 async def test_stopped_server_has_no_running_calls(short_dir: Path) -> None:
     """An event loop that ends with tasks of grpcio's under way has grpcio log an error."""
-    broker, server = Broker(), AioServer()
+    broker, server = Broker(), new_server()
     server.add(RpcService(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], broker))
     address = await server.start(f"unix:{short_dir / 'sock'}")
     async with grpc.aio.insecure_channel(address) as channel:

@@ -15,8 +15,7 @@ from engine_plugin.errors import InvalidRequestError
 from engine_plugin.host import connect, link
 from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.protocol.stubs import provider_pb2 as pb
-from engine_plugin.server import grpc_aio
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import grpc_aio, native, new_server
 from engine_plugin.server.seam import RpcService
 from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
 from tests.goplugin.conftest import start as start  # noqa: PLC0414
@@ -63,7 +62,7 @@ async def answered(pings: int, send: Callable[[bytes], Awaitable[None]], read: C
 
 @pytest.mark.promise("L4")
 async def test_pings_without_a_call_are_answered(short_dir: Path) -> None:
-    server = AioServer()
+    server = new_server()
     await server.start(f"unix:{short_dir}/sock")
     reader, writer = await asyncio.open_unix_connection(short_dir / "sock")
     try:
@@ -120,7 +119,7 @@ async def streamed(channel: grpc.aio.Channel, data: bytes = b"") -> str:
 @pytest.mark.promise("X9")
 async def test_thousand_concurrent_streams_are_answered(short_dir: Path) -> None:
     """All requests are sent before the server's process reads the first."""
-    server = AioServer()
+    server = new_server()
     server.add(RpcService(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
     await server.start(f"unix:{short_dir}/sock")
     try:
@@ -137,8 +136,9 @@ async def test_oversized_message_ends_only_its_own_call(short_dir: Path, monkeyp
     assert ("grpc.max_receive_message_length", MOST_MESSAGE) in grpc_aio._OPTIONS
     limit = 8 << 20
     monkeypatch.setattr(grpc_aio, "_OPTIONS", (("grpc.max_receive_message_length", limit),))
+    monkeypatch.setattr(native, "MOST_MESSAGE", limit)
     monkeypatch.setattr(link, "MOST_MESSAGE", limit)
-    server = AioServer()
+    server = new_server()
     server.add(RpcService(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
     address = await server.start(f"unix:{short_dir}/sock")
     try:

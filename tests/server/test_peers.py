@@ -17,8 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from engine_plugin.protocol.stubs.goplugin import controller_pb2
-from engine_plugin.server import peers
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server, peers
 from engine_plugin.server.peers import LocalPeers
 from engine_plugin.server.seam import RpcService
 from tests.patience import LIMIT
@@ -71,7 +70,7 @@ class Controller:
 
 @asynccontextmanager
 async def served(controller: Controller, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    server = AioServer()
+    server = new_server()
     service = RpcService(controller_pb2.DESCRIPTOR.services_by_name["GRPCController"], controller)
     server.add(service)
     bound = await server.start(address)

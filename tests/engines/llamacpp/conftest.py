@@ -21,7 +21,7 @@ from engine_plugin.manifest import load_manifest
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.server.servicer import provider_service
 from tests.leftovers import marked, nothing_is_left, scratch
 from tests.shipped import shipped, write_manifest
@@ -91,7 +91,7 @@ class _Server:
             DefaultModels(manifest.data_dir, "llamacpp").write({"chat": "tiny-chat", "generate": "tiny-chat"})
         plugin = Plugin(manifest, engine)
         self._stack.push_async_callback(plugin.aclose)
-        server = AioServer()
+        server = new_server()
         server.add(provider_service(plugin))
         unix = sys.platform != "win32"
         address = await server.start(f"unix:{place / 's'}" if unix else "127.0.0.1:0")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import psutil
 
+from engine_plugin.host.channel import open_channel
 from engine_plugin.host.link import Link
 from engine_plugin.templates.renderer import PROGRAM
 from tests.patience import patience
@@ -95,8 +95,11 @@ class RunningPlugin:
     @asynccontextmanager
     async def link(self) -> AsyncIterator[Link]:
         """A connection to the plugin for single messages, which may be invalid."""
-        async with grpc.aio.insecure_channel(self.address, [("grpc.max_send_message_length", -1)]) as channel:
+        channel = open_channel(self.address)
+        try:
             yield Link("llamacpp", self.address, channel, None)
+        finally:
+            await channel.close()
 
     def servers(self) -> list[psutil.Process]:
         """The processes that serve a model, without those that render chat templates."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import EnginePluginError
+from engine_plugin.host.streams import StreamedCall
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from tests.patience import LIMIT
 
@@ -41,7 +42,7 @@ GARBAGE = [b"", b"\xff\xfe\x00", b"[]", b"null", b"{", b'{"model":5}', b'{"a":Na
 async def code_of(running: RunningPlugin, rpc: str, message: Any) -> tuple[int, str]:
     """The code and the message of a unary answer."""
     async with running.link() as link:
-        response = await link.attempt(link.open(rpc, message, timeout=LIMIT))
+        response = await link.answer(link.open(rpc, message, timeout=LIMIT))
     return response.code, response.message
 
 
@@ -58,7 +59,7 @@ async def test_invalid_service_request_is_rejected(shared: RunningPlugin, data: 
         assert code == 400
         assert message.startswith(("request_data: ", "messages: ", "prompt: ", "input: ", "query: ", "model: "))
         async with shared.link() as link:
-            parts = [part async for part in link.open("InvokeServiceStream", request, timeout=LIMIT)]
+            parts = [part async for part in StreamedCall(link, "InvokeServiceStream", LIMIT, request, checked=False)]
         assert len(parts) == 1
         assert parts[0].is_final
         assert parts[0].code in ((400, 501) if service in ("embed", "rerank") else (400,))

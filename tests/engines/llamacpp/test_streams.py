@@ -13,6 +13,7 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.host import ChunkStream, events
+from engine_plugin.host.streams import StreamedCall
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from tests.patience import LIMIT
 
@@ -28,7 +29,7 @@ async def messages(running: RunningPlugin, service: str, request: bytes) -> list
     """The messages of a streamed answer on the wire."""
     wanted = pb.InvokeServiceRequest(service_name=service, request_data=request)
     async with running.link() as link:
-        return [message async for message in link.open("InvokeServiceStream", wanted, timeout=LIMIT)]
+        return [message async for message in StreamedCall(link, "InvokeServiceStream", LIMIT, wanted)]
 
 
 def contents(chunk: bytes) -> int:

@@ -23,7 +23,7 @@ from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
 from engine_plugin.process import python
-from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server import new_server
 from engine_plugin.server.servicer import provider_service
 from tests.leftovers import marked, nothing_is_left, scratch
 from tests.shipped import write_manifest
@@ -104,7 +104,7 @@ class _Plugins:
             engine = OpenVinoEngine(load_manifest(place / "plugin.yaml"))
         plugin = Plugin(engine.manifest, engine)
         self._stack.push_async_callback(plugin.aclose)
-        server = AioServer()
+        server = new_server()
         server.add(provider_service(plugin))
         address = await server.start(f"unix:{place / 's'}" if sys.platform != "win32" else "127.0.0.1:0")
         self._stack.push_async_callback(server.stop, 0)

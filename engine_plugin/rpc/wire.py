@@ -1,0 +1,154 @@
+"""What gRPC writes into HTTP/2 streams: messages, timeouts, statuses and metadata. For both sides.
+
+Source: "gRPC over HTTP2" of the gRPC project.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "ENCODINGS",
+    "End",
+    "MessageReader",
+    "WireError",
+    "parse_end",
+    "parse_timeout",
+    "prefixed",
+    "trailers",
+    "write_timeout",
+]
+
+ENCODINGS = frozenset({b"identity", b"gzip"})
+"""Compressions of messages that are read; none is used for what is sent."""
+
+_RESOURCE_EXHAUSTED, _INTERNAL, _UNKNOWN = 8, 13, 2
+_PREFIX = 5  # bytes: the compressed flag and the length
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
+
+
+class WireError(Exception):
+    """A stream holds something other than messages. `status` is the gRPC status that ends the call."""
+
+    def __init__(self, status: int, details: str) -> None:
+        super().__init__(details)
+        self.status = status
+        self.details = details
+
+
+def prefixed(message: bytes) -> bytes:
+    """A message as a stream carries it, uncompressed."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class MessageReader:
+    """Cuts the bytes of one stream into messages of at most `limit` bytes, compressed and not."""
+
+    __slots__ = ("_buffer", "_limit", "_unzips", "messages")
+
+    def __init__(self, limit: int, encoding: bytes = b"identity") -> None:
+        """`encoding` is the stream's grpc-encoding, one of ENCODINGS."""
+        self.messages: deque[tuple[bytes, int]] = deque()
+        """Complete messages, each with the bytes that it took in the stream."""
+        self._buffer = bytearray()
+        self._limit = limit
+        self._unzips = encoding == b"gzip"
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a message has begun and is not complete."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes, which may begin and end anywhere. Raises WireError."""
+        if not self._buffer and len(data) == _PREFIX + int.from_bytes(data[1:_PREFIX], "big"):
+            self.messages.append((self._content(data[0], data[_PREFIX:]), len(data)))  # one message, as most often
+            return
+        buffer = self._buffer
+        buffer += data
+        while len(buffer) >= _PREFIX:
+            size = int.from_bytes(buffer[1:_PREFIX], "big")
+            self._check_size(size)
+            if len(buffer) < _PREFIX + size:
+                return
+            content = self._content(buffer[0], bytes(memoryview(buffer)[_PREFIX : _PREFIX + size]))
+            del buffer[: _PREFIX + size]
+            self.messages.append((content, _PREFIX + size))
+
+    def _content(self, flag: int, data: bytes) -> bytes:
+        self._check_size(len(data))
+        if flag == 0:
+            return data
+        if flag != 1 or not self._unzips:
+            raise WireError(_INTERNAL, f"a message has the compressed flag {flag} and no encoding that is read")
+        unzip = zlib.decompressobj(wbits=31)
+        try:
+            content = unzip.decompress(data, self._limit + 1)
+        except zlib.error as error:
+            raise WireError(_INTERNAL, f"a message is not valid gzip: {error}") from error
+        self._check_size(len(content))
+        if not unzip.eof:
+            raise WireError(_INTERNAL, "a message ends before its gzip data does")
+        return content
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limit:
+            raise WireError(_RESOURCE_EXHAUSTED, f"a message has {size} bytes or more; the limit is {self._limit}")
+
+
+def parse_timeout(value: bytes) -> float | None:
+    """The seconds of a grpc-timeout header; None if it is malformed (then gRPC's servers set no deadline)."""
+    digits, unit = value[:-1], _UNITS.get(value[-1:])
+    if unit is None or not digits.isdigit() or len(digits) > 8:
+        return None
+    return int(digits) * unit
+
+
+def write_timeout(seconds: float) -> bytes:
+    """A grpc-timeout header, rounded up to the precision that its eight digits allow."""
+    for unit, factor in ((b"n", 1e9), (b"u", 1e6), (b"m", 1e3), (b"S", 1.0), (b"M", 1 / 60), (b"H", 1 / 3600)):
+        amount = max(0, -int(-seconds * factor // 1))
+        if amount < 10**8:
+            return b"%d%b" % (amount, unit)
+    return b"99999999H"
+
+
+def trailers(status: int, details: str, metadata: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """The headers that end a call; `metadata` is printable ASCII."""
+    headers = [(b"grpc-status", b"%d" % status)]
+    if details:
+        text = details.encode("utf-8", "replace")
+        quoted = b"".join(bytes((byte,)) if byte in _PLAIN else b"%%%02X" % byte for byte in text)
+        headers.append((b"grpc-message", quoted))
+    headers.extend((name.encode(), value.encode("ascii", "replace")) for name, value in metadata.items())
+    return headers
+
+
+class End(NamedTuple):
+    """How a call ended: gRPC's status (0: OK), its message, and the text values of the trailing metadata."""
+
+    status: int
+    details: str
+    metadata: dict[str, str]
+
+
+def parse_end(headers: Iterable[tuple[bytes, bytes]]) -> End:
+    """Read trailers. Without a valid grpc-status the status is UNKNOWN; of repeated keys the last value counts."""
+    status, details, metadata = None, "", {}
+    for name, value in headers:
+        if name == b"grpc-status":
+            status = int(value) if value.isdigit() and len(value) < 4 else _UNKNOWN
+        elif name == b"grpc-message":
+            details = unquote_to_bytes(value).decode("utf-8", "replace")
+        elif not name.startswith((b":", b"grpc-")) and not name.endswith(b"-bin"):
+            metadata[name.decode("ascii", "replace")] = value.decode("utf-8", "replace")
+    if status is None:
+        return End(_UNKNOWN, "the server ended the call without a status", metadata)
+    return End(status, details, metadata)

@@ -1,0 +1,361 @@
+"""`RpcServer` on HTTP/2 connections of this package, with gRPC's health and reflection services."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ngh2
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from engine_plugin.errors import AuthError, InvalidRequestError
+from engine_plugin.jsontext import MOST_MESSAGE
+from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
+from engine_plugin.rpc.wire import ENCODINGS, MessageReader, WireError, parse_timeout, prefixed, trailers
+from engine_plugin.server import standard
+from engine_plugin.server.peers import LocalPeers
+from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
+from engine_plugin.system.addresses import host_of, is_loopback, unix_path
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+    from google.protobuf.message import Message
+
+    from engine_plugin.rpc.http2 import Headers
+    from engine_plugin.server.seam import RpcService
+
+__all__ = ["NativeServer"]
+
+_log = logging.getLogger(__name__)
+
+_HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,gzip"))
+_OK = ((b"grpc-status", b"0"),)
+_UNKNOWN = 2
+_NO_ERROR = 0  # HTTP/2's code for "stop sending, the answer is complete"
+_LEAVE_TAKING = 5.0  # seconds for a client that still sends to read the status and end the call
+_WAITING_CONNECTIONS = 1024
+_LAST_BYTES = 0.3  # seconds for clients to read the last bytes and close
+_REFUSED = AuthError("the plugin serves only the user that runs it")
+
+
+class _Method(NamedTuple):
+    """An rpc and what answers it."""
+
+    handler: Callable[..., Awaitable[Any]]
+    request: type[Message]
+    streams_request: bool
+    streams_response: bool
+
+
+class _ServerCall(Stream):
+    """One call: a stream for its connection, a `Call` for its handler.
+
+    The handler runs in a task, which is cancelled when the client leaves or the deadline passes.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_arrival",
+        "_deadline",
+        "_ended",
+        "_headed",
+        "_method",
+        "_reader",
+        "_run",
+        "_task",
+        "_timer",
+        "_trailing",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        number: int,
+        method: _Method,
+        run: Callable[[_ServerCall, Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        super().__init__(connection, number)
+        self._method = method
+        self._run = run
+        self._headed = False  # the head of the response is sent
+        self._answered = False  # its status is sent
+        self._ended = False  # the request is complete
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: float | None = None
+        self._arrival: asyncio.Future[None] | None = None
+        self._trailing: Mapping[str, str] = {}
+        self._reader = MessageReader(MOST_MESSAGE)
+
+    # Call
+
+    def end_with(self, metadata: Mapping[str, str]) -> None:
+        self._trailing = metadata
+
+    async def send(self, message: Message) -> None:
+        if self.closed:
+            raise HostGone
+        self._put(message)
+        if self.full:
+            try:
+                await self.writable()
+            except StreamEnded:
+                raise HostGone from None
+
+    async def receive(self) -> Message | None:
+        while not self._reader.messages:
+            if self.closed:
+                raise HostGone
+            if self._ended:
+                return None
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        return self._take()
+
+    # Stream
+
+    def on_headers(self, headers: Headers, *, ended: bool) -> None:
+        for name, value in headers:
+            if name == b"grpc-timeout" and (seconds := parse_timeout(value)) is not None:
+                loop = asyncio.get_running_loop()
+                self._deadline = loop.time() + seconds
+                self._timer = loop.call_at(self._deadline, self._late)
+            elif name == b"grpc-encoding":
+                self._reader = MessageReader(MOST_MESSAGE, value)
+        self._ended = ended
+        if self._method.streams_request or ended:
+            self._begin()
+
+    def on_data(self, data: bytes, *, ended: bool) -> None:
+        self._ended = ended
+        if self._answered:
+            self.consumed(len(data))
+            return
+        try:
+            self._reader.feed(data)
+        except WireError as error:
+            self._cancel()
+            self._end(error.status, error.details, {})
+            return
+        if not self._reader.messages:
+            self.consumed(len(data))  # else a message longer than the window would never be complete
+        self._wake()
+        if ended and self._task is None:
+            self._begin()
+
+    def on_trailers(self, headers: Headers) -> None:  # noqa: ARG002  # gRPC's clients send none
+        self.on_data(b"", ended=True)
+
+    def on_closed(self, code: int | None) -> None:  # noqa: ARG002  # whatever ended it, the client has left
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
+        self._cancel()
+
+    def _begin(self) -> None:
+        self._task = self._run(self, self._answer())
+
+    async def _answer(self) -> None:
+        method = self._method
+        try:
+            if method.streams_request:
+                answer = await method.handler(self)
+            else:
+                answer = await method.handler(self._only_message(), self)
+            if not method.streams_response:
+                self._put(answer)
+        except HostGone:
+            return
+        except RpcError as error:
+            self._end(error.status.value, error.details, error.metadata)
+        except Exception as error:  # noqa: BLE001  # the edge: the client gets a status, and the log the traceback
+            _log.error("a call failed", exc_info=error)
+            self._end(_UNKNOWN, f"{type(error).__name__}: {error}", {})
+        else:
+            self._end(0, "", self._trailing)
+
+    def refuse(self, error: AuthError) -> None:
+        """End the call of a client that may not call."""
+        self._end(GrpcStatus.PERMISSION_DENIED.value, error.message, error.metadata)
+
+    def _only_message(self) -> Message:
+        if len(self._reader.messages) != 1 or self._reader.incomplete:
+            raise RpcError(GrpcStatus.INVALID_ARGUMENT, "this rpc takes one message")
+        return self._take()
+
+    def _take(self) -> Message:
+        data, size = self._reader.messages.popleft()
+        self.consumed(size)
+        kind = self._method.request
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            error = InvalidRequestError(f"not a valid {kind.DESCRIPTOR.full_name} message")
+            raise RpcError.of(GrpcStatus.INVALID_ARGUMENT, error) from None
+
+    def _put(self, message: Message) -> None:
+        if self._answered:
+            return
+        if not self._headed:
+            self._headed = True
+            self.send_headers(_HEAD)
+        self.send_data(prefixed(message.SerializeToString()))
+
+    def _end(self, status: int, details: str, metadata: Mapping[str, str]) -> None:
+        """End the call, once."""
+        if self._answered or self.closed:
+            return
+        self._answered = True
+        if self._timer is not None:
+            self._timer.cancel()
+        fields = trailers(status, details, metadata) if status or metadata else _OK
+        if self._headed:
+            self.send_trailers(fields)
+        else:
+            self.send_headers((*_HEAD, *fields), end=True)
+        if not self._ended:  # a reset at once would overtake the status
+            self._timer = asyncio.get_running_loop().call_later(_LEAVE_TAKING, self.reset, _NO_ERROR)
+
+    def _late(self) -> None:
+        self._cancel()
+        self._end(GrpcStatus.DEADLINE_EXCEEDED.value, "the deadline of the call has passed", {})
+
+    def _cancel(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+
+class NativeServer(RpcServer):
+    """A gRPC server. `health_service` is the name that health checks report SERVING (go-plugin: `plugin`)."""
+
+    def __init__(self, health_service: str = "plugin") -> None:
+        self._health_service = health_service
+        self._names: list[str] = []
+        self._methods: dict[bytes, _Method] = {}
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._admissions: dict[Connection, asyncio.Task[bool]] = {}
+        self._peers: LocalPeers | None = None
+        self._listener: asyncio.Server | None = None
+
+    def add(self, service: RpcService) -> None:
+        descriptor, servicer = service
+        for rpc in descriptor.methods:
+            self._methods[f"/{descriptor.full_name}/{rpc.name}".encode()] = _Method(
+                getattr(servicer, rpc.name),
+                GetMessageClass(rpc.input_type),
+                rpc.client_streaming,
+                rpc.server_streaming,
+            )
+        self._names.append(descriptor.full_name)
+
+    async def start(self, address: str) -> str:
+        loop = asyncio.get_running_loop()
+        path = unix_path(address)
+        if path is not None:
+            self._listener = await loop.create_unix_server(self.connection, path, backlog=_WAITING_CONNECTIONS)
+            bound = address
+        else:
+            host, _, port = address.rpartition(":")
+            self._listener = await loop.create_server(
+                self.connection, host_of(address), int(port), backlog=_WAITING_CONNECTIONS, reuse_port=False
+            )
+            number: int = self._listener.sockets[0].getsockname()[1]
+            bound = f"{host}:{number}"
+            if is_loopback(address):
+                self._peers = LocalPeers(number)
+                await self._peers.prepare(host_of(address))
+        self.open()
+        return bound
+
+    def open(self) -> None:
+        """Answer calls on connections made by `connection`, for an owner that listens itself."""
+        self.add(standard.health(self._health_service))
+        self.add(standard.reflection(self._names))
+
+    async def stop(self, grace: float) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        for connection in tuple(self._connections):
+            connection.go_away()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        connections = tuple(self._connections)
+        for connection in connections:
+            connection.close()
+        if connections:
+            _, late = await asyncio.wait({connection.ended for connection in connections}, timeout=_LAST_BYTES)
+            for connection in connections:
+                connection.abort()
+            if late:
+                await asyncio.wait(late)
+
+    def connection(self) -> Connection:
+        """The protocol of a new connection."""
+        connection = Connection(ngh2.Role.SERVER, accept=self._accept, lost=self._lost)
+        self._connections.add(connection)
+        return connection
+
+    def _lost(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._admissions.pop(connection, None)
+
+    def _accept(self, connection: Connection, number: int, headers: Headers) -> Stream | None:
+        fields = dict(headers)
+        if fields.get(b":method") != b"POST" or not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+            status = b"415" if fields.get(b":method") == b"POST" else b"405"
+            head = ((b":status", status), (b"content-type", b"text/plain"))
+            connection.refuse(number, head, b"This server speaks gRPC.\n")
+            return None
+        path, encoding = fields.get(b":path", b""), fields.get(b"grpc-encoding", b"identity")
+        method = self._methods.get(path)
+        if method is not None and encoding in ENCODINGS:
+            return _ServerCall(connection, number, method, self._run)
+        what = f"method {path.decode('ascii', 'replace')}"
+        if method is not None:
+            what = f"compression {encoding.decode('ascii', 'replace')}; use gzip or none"
+        connection.refuse(number, (*_HEAD, *trailers(GrpcStatus.UNIMPLEMENTED.value, f"no {what}", {})))
+        return None
+
+    def _run(self, call: _ServerCall, answer: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        if self._peers is not None:
+            answer = self._admitted(call, answer, self._peers)
+        task = asyncio.get_running_loop().create_task(answer)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _admitted(self, call: _ServerCall, answer: Coroutine[Any, Any, None], peers: LocalPeers) -> None:
+        """Answer the call if this user owns the other end of its connection, which is looked up once."""
+        connection = call.connection
+        looking = self._admissions.get(connection)
+        if looking is None:
+            peer = connection.transport.get_extra_info("peername")
+            looking = self._admissions[connection] = asyncio.create_task(peers.admits(_grpc_peer(peer)))
+        try:
+            admitted = await asyncio.shield(looking)
+        except asyncio.CancelledError:
+            answer.close()
+            raise
+        if admitted:
+            await answer
+        else:
+            answer.close()
+            call.refuse(_REFUSED)
+
+
+def _grpc_peer(name: tuple[Any, ...]) -> str:
+    """A socket's address as gRPC writes a peer."""
+    host, port = name[:2]
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -1,0 +1,286 @@
+"""HTTP/2 connections: flow control, resets, broken frames, and the ends of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+import ngh2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ngh2 import events
+
+from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
+from tests.examples import MORE
+from tests.patience import LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine_plugin.rpc.http2 import Headers
+
+HEAD = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x"), (b":authority", b"a"))
+
+
+class Echo(Stream):
+    """Keeps what arrives; consumes it only on demand."""
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        super().__init__(connection, number)
+        self.body = bytearray()
+        self.ends: list[int | None] = []
+
+    def on_headers(self, headers: Headers, *, ended: bool) -> None:
+        pass
+
+    def on_data(self, data: bytes, *, ended: bool) -> None:
+        self.body += data
+
+    def on_trailers(self, headers: Headers) -> None:
+        pass
+
+    def on_closed(self, code: int | None) -> None:
+        self.ends.append(code)
+
+
+class Wire(asyncio.Transport):
+    """A transport whose bytes a test carries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = bytearray()
+        self.closing = False
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self.out += data
+
+    def take(self) -> bytes:
+        data, self.out = bytes(self.out), bytearray()
+        return data
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+
+class Pair:
+    """A server's connection, and a client that is only the core."""
+
+    def __init__(self, *, greet: bool = True) -> None:
+        self.streams: list[Echo] = []
+        self.wire = Wire()
+        self.server = Connection(ngh2.Role.SERVER, accept=self._accept)
+        self.server.connection_made(self.wire)
+        self.client = ngh2.Connection(ngh2.Role.CLIENT, ngh2.Configuration(auto_window_update=False))
+        if greet:
+            self.client.initiate_connection({})
+            self.carry()
+
+    def _accept(self, connection: Connection, number: int, _headers: Headers) -> Echo:
+        self.streams.append(Echo(connection, number))
+        return self.streams[-1]
+
+    def carry(self) -> list[events.Event]:
+        """Carry bytes both ways until nothing moves; returns what the client saw."""
+        seen: list[events.Event] = []
+        while True:
+            self.server.flush()
+            up, down = self.client.data_to_send(), self.wire.take()
+            if up:
+                self.server.data_received(up)
+            if down:
+                self.client.receive_data(down)
+                seen += self.client.events()
+            if not up and not down:
+                return seen
+
+    def request(self, body: bytes = b"", *, end: bool = False) -> int:
+        number = self.client.send_request(HEAD)
+        self.client.send_data(number, body, end_stream=end)
+        self.carry()
+        return number
+
+
+async def test_sender_waits_for_the_reader_of_its_stream_only() -> None:
+    pair = Pair()
+    pair.request(b"x" * (3 << 20))
+    slow = pair.streams[0]
+    assert len(slow.body) == 1 << 20, "more than a window was sent"
+    pair.request(b"y" * (1 << 20), end=True)
+    assert len(pair.streams[1].body) == 1 << 20, "another stream was stopped"
+    slow.consumed(1 << 20)
+    pair.carry()
+    assert len(slow.body) == 2 << 20
+
+
+async def test_abandoned_streams_do_not_shrink_the_connection() -> None:
+    """Bytes that a stream's reader never took are acknowledged at its end."""
+    pair = Pair()
+    for _ in range(3000):
+        number = pair.request(b"x" * (1 << 20))
+        assert len(pair.streams[-1].body) == 1 << 20
+        pair.client.reset_stream(number)
+        pair.carry()
+        pair.streams.clear()
+    assert not pair.server.streams
+
+
+async def test_writer_waits_for_the_window() -> None:
+    pair = Pair()
+    pair.request(end=True)
+    stream = pair.streams[0]
+    stream.send_headers(((b":status", b"200"),))
+    for _ in range(10):
+        stream.send_data(b"x" * 100_000)
+    writing = asyncio.create_task(stream.writable())
+    taken = _size(pair.carry())
+    await asyncio.sleep(0)
+    assert stream.full
+    assert not writing.done()
+    while taken:  # the client reads window by window
+        pair.client.acknowledge_received_data(taken, 1)
+        taken = _size(pair.carry())
+    await asyncio.wait_for(writing, LIMIT)
+    assert not stream.full
+
+
+def _size(seen: list[events.Event]) -> int:
+    return sum(len(event.data) for event in seen if isinstance(event, events.DataReceived))
+
+
+async def test_writer_is_woken_by_the_end_of_its_stream() -> None:
+    pair = Pair()
+    number = pair.request(end=True)
+    stream = pair.streams[0]
+    stream.send_headers(((b":status", b"200"),))
+    stream.send_data(b"x" * (1 << 20))
+    writing = asyncio.create_task(stream.writable())
+    await asyncio.sleep(0)
+    pair.client.reset_stream(number)
+    pair.carry()
+    with pytest.raises(StreamEnded):
+        await asyncio.wait_for(writing, LIMIT)
+    assert stream.ends == [8]
+    stream.send_data(b"too late")
+    stream.send_trailers(((b"a", b"b"),))
+    stream.reset(8)
+    pair.carry()
+
+
+async def test_lost_connection_ends_all_streams() -> None:
+    pair = Pair()
+    pair.request()
+    pair.request()
+    pair.server.connection_lost(None)
+    assert [stream.ends for stream in pair.streams] == [[None], [None]]
+    assert pair.server.ended.done()
+
+
+async def test_refused_request_has_no_stream() -> None:
+    pair = Pair()
+    pair.server._accept = lambda connection, number, _: connection.refuse(number, ((b":status", b"415"),), b"no")
+    pair.client.send_request(HEAD, end_stream=True)
+    seen = pair.carry()
+    assert [event.data for event in seen if isinstance(event, events.DataReceived)] == [b"no"]
+    assert not pair.server.streams
+
+
+FRAME: Callable[[int, int, int, bytes], bytes] = lambda kind, flags, number, payload: (  # noqa: E731
+    len(payload).to_bytes(3, "big") + bytes((kind, flags)) + number.to_bytes(4, "big") + payload
+)
+"""HTTP/2 frame: kind, flags, stream, payload."""
+
+
+@pytest.mark.parametrize("step", [1, 4, 13, 10_000])
+@pytest.mark.parametrize(
+    "frames",
+    [
+        FRAME(2, 0, 0, b"\0\0\0\0\1"),
+        FRAME(2, 0, 3, b"\0\0\0\3\1"),
+        FRAME(0, 0, 1, b"x"),
+        FRAME(3, 0, 1, b"\0\0\0\x08") + FRAME(0, 0, 1, b"x"),
+    ],
+    ids=["priority-of-no-stream", "priority-on-itself", "data-after-the-end", "data-after-a-reset"],
+)
+async def test_frame_of_a_closed_stream_ends_the_connection(frames: bytes, step: int) -> None:
+    pair = Pair()
+    pair.request(end=True)
+    for at in range(0, len(frames), step):
+        pair.server.data_received(frames[at : at + step])
+    assert pair.wire.closing
+    assert any(isinstance(event, events.GoAwayReceived) for event in pair.carry())
+
+
+@pytest.mark.parametrize("step", [1, 4, 13, 10_000])
+async def test_overflow_of_a_window_resets_its_stream_only(step: int) -> None:
+    pair = Pair()
+    number = pair.request()
+    frames = FRAME(8, 0, number, (2**31 - 1).to_bytes(4, "big"))
+    for at in range(0, len(frames), step):
+        pair.server.data_received(frames[at : at + step])
+    assert [event.error_code for event in pair.carry() if isinstance(event, events.StreamReset)] == [3]
+    assert not pair.wire.closing
+
+
+def _script(source: random.Random) -> bytearray:
+    """What a client sends in a few calls, some of them reset."""
+    client = ngh2.Connection(ngh2.Role.CLIENT)
+    client.initiate_connection({})
+    sent = client.data_to_send()
+    for _ in range(source.randrange(1, 4)):
+        number = client.send_request(HEAD)
+        client.send_data(number, source.randbytes(source.randrange(30)), end_stream=source.random() < 0.8)
+        if source.random() < 0.3:
+            client.ping(b"12345678")
+        sent += client.data_to_send()
+        if source.random() < 0.2:
+            client.reset_stream(number)
+        sent += client.data_to_send()
+    if source.random() < 0.2:
+        client.send_goaway()
+    return bytearray(sent + client.data_to_send())
+
+
+def _spoil(data: bytearray, source: random.Random) -> None:
+    at = source.randrange(len(data))
+    match source.randrange(5):
+        case 0:
+            data[at] = source.randrange(256)
+        case 1:
+            del data[at : at + source.randrange(1, 20)]
+        case 2:
+            data[at:at] = source.randbytes(source.randrange(1, 20))
+        case 3:
+            size = source.choice((0, 4, 5, 8))
+            data[at:at] = FRAME(
+                source.randrange(12), source.randrange(64), source.randrange(6), source.randbytes(size)
+            )
+        case _:
+            data[at:at] = data[at : at + 40]
+
+
+@given(st.integers(0, 2**64))
+async def test_no_exception_leaves_a_connection_with_broken_frames(seed: int) -> None:
+    """Each example is twenty connections, a thousand with ABUSE."""
+    source = random.Random(seed)  # noqa: S311  # no secrets
+    for _ in range(1000 if MORE else 20):
+        pair = Pair(greet=False)
+        data = _script(source)
+        for _ in range(source.randrange(4)):
+            _spoil(data, source)
+        at = 0
+        while at < len(data):
+            step = source.choice((1, 5, 9, 13, 50, 400))
+            pair.server.data_received(bytes(data[at : at + step]))
+            at += step
+            for stream in pair.streams:
+                stream.consumed(3)
+                stream.send_data(b"x")
+        pair.server.connection_lost(None)
+        assert all(len(stream.ends) == 1 for stream in pair.streams)
