@@ -24,7 +24,7 @@ override PROMPT :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-setup lock-setup demo check test test-all soak lint protos lock build bench clean
+.PHONY: help setup run-setup lock-setup demo check test test-all test-grpcio soak lint protos lock build bench clean
 
 help:  ## list the targets
 	@echo "engine-plugin: a local AI engine under an orchestrator's control"
@@ -59,6 +59,13 @@ test: setup  ## run all tests but the thorough ones (ARGS="tests/goplugin -k han
 test-all: export EXAMPLES := 150
 test-all: setup  ## run all tests, with three times as many generated examples
 	@$(VENV_PYTHON) -m pytest $(PARALLEL)
+
+# What speaks gRPC.
+RPC := tests/server tests/goplugin tests/host tests/rpc tests/abuse/test_rpc.py
+
+test-grpcio: export ENGINE_PLUGIN_GRPC := grpcio
+test-grpcio: setup  ## run the tests of gRPC over grpcio, in place of the native implementation
+	@$(VENV_PYTHON) -m pytest $(PARALLEL) $(RPC)
 
 soak: setup  ## run the plugin under load with failing engines for three minutes (ARGS="--engine ollama --minutes 60")
 	@$(VENV_PYTHON) -m tests.soak $(ARGS)

@@ -61,14 +61,14 @@ def unmet(requirement: str, pins: list[Pin]) -> str | None:
 def problems(requirements: list[str], pins: list[Pin], engines: dict[str, list[Pin]]) -> list[str]:
     """What is inconsistent between pyproject.toml, constraints.txt and the engines' requirements."""
     complaints = [text for requirement in requirements if (text := unmet(requirement, pins))]
-    texts = {pin.text for pin in pins}
+    pinned = {(pin.name, pin.version, pin.hashes) for pin in pins}  # markers differ: an engine needs less
     for extra, own in engines.items():
         place = ENGINE_REQUIREMENTS[extra].relative_to(ROOT).as_posix()
         complaints += [f"{place} lacks {each}" for each in declared(extra) if unmet(each, own)]
         complaints += [
             f"{place}: {pin.name}=={pin.version} differs from {CONSTRAINTS.name}"
             for pin in own
-            if pin.text not in texts
+            if (pin.name, pin.version, pin.hashes) not in pinned
         ]
     return complaints
 

@@ -32,7 +32,7 @@ OLDEST = (3, 11)
 
 PROFILES = {
     "run": ("core",),
-    "dev": ("core", "dev", "llamacpp", "openvino", "native", "build"),
+    "dev": ("core", "dev", "llamacpp", "openvino", "build"),
 }
 """What each profile installs, as pyproject.toml names it; each holds the ones before it."""
 

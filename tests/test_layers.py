@@ -72,10 +72,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugin": {"conversations", "deadlines", "download", "engines/base", "manifest", "models", "protocol", "services"}
     | BASE,
     "protocol": set(),
-    "server": {"download", "engines/base", "models", "plugin", "protocol", "services"} | BASE,
-    "goplugin": {"protocol", "server"} | BASE,
+    "rpc": {"errors"},
+    "server": {"download", "engines/base", "models", "plugin", "protocol", "rpc", "services"} | BASE,
+    "goplugin": {"protocol", "rpc", "server"} | BASE,
     "app": {"engines/base", "goplugin", "manifest", "plugin", "protocol", "server"} | BASE,
-    "host": {"manifest", "protocol"} | BASE,
+    "host": {"manifest", "protocol", "rpc"} | BASE,
     "cli": {"app", "engines/base", "host", "manifest", "models", "process", "server", "speech"} | BASE,
 }
 

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message_factory import GetMessageClass
 
-from engine_plugin.host.channel import CallEnded, RpcFailure
+from engine_plugin.host.seam import CallEnded, RpcFailure
 from engine_plugin.system.addresses import grpc_target, unix_path
 
 if TYPE_CHECKING:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from google.protobuf.empty_pb2 import Empty
-from grpc_health.v1 import health_pb2
 
 from engine_plugin.errors import NotFoundError, PluginProcessError, UnavailableError, UnsupportedError
-from engine_plugin.host.channel import RpcFailure, open_channel
+from engine_plugin.host.channel import open_channel
 from engine_plugin.host.client import PluginClient
 from engine_plugin.host.handshake import plugin_environment
 from engine_plugin.host.link import Link
 from engine_plugin.host.logs import LineSplitter
 from engine_plugin.host.process import PluginProcess
+from engine_plugin.host.seam import RpcFailure
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, stdio_pb2
+from engine_plugin.protocol.stubs.standard import health_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -21,8 +21,8 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.host.channel import RpcFailure
 from engine_plugin.host.failures import error_of, identified, is_success
+from engine_plugin.host.seam import RpcFailure
 from engine_plugin.jsontext import MOST_BYTES, MOST_MESSAGE
 from engine_plugin.protocol.stubs import provider_pb2
 from engine_plugin.system.sizes import byte_size
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
-    from engine_plugin.host.channel import Call, Channel
     from engine_plugin.host.process import PluginProcess
+    from engine_plugin.host.seam import Call, Channel
 
 __all__ = ["SERVICE", "Link", "sendable"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ngh2
 from google.protobuf.message_factory import GetMessageClass
 
-from engine_plugin.host.channel import CallEnded, RpcFailure
+from engine_plugin.host.seam import CallEnded, RpcFailure
 from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
 from engine_plugin.rpc.wire import MessageReader, WireError, parse_end, prefixed, write_timeout
 from engine_plugin.system.addresses import host_of, unix_path

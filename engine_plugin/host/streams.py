@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from engine_plugin.errors import BadGatewayError, EnginePluginError
-from engine_plugin.host.channel import CallEnded
 from engine_plugin.host.link import sendable
+from engine_plugin.host.seam import CallEnded
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from engine_plugin.host.channel import Call as RpcCall
     from engine_plugin.host.link import Link
+    from engine_plugin.host.seam import Call as RpcCall
 
 __all__ = ["BidiCall", "BidiMessage", "ChunkStream", "DuplexCall", "StreamedCall"]
 

@@ -1,4 +1,4 @@
-"""`RpcServer` on grpc.aio, with the standard health and reflection services."""
+"""`RpcServer` on grpc.aio."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.server.gate import Gate, method_kind
+from engine_plugin.server.health import health
 from engine_plugin.server.peers import LocalPeers
+from engine_plugin.server.reflection import reflection
 from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import grpc_target, host_of, is_loopback
 
@@ -152,9 +151,7 @@ class AioServer(RpcServer):
         self._server = grpc.aio.server(options=_OPTIONS, interceptors=(self._gate,))
         self._credentials = _mutual_tls(only_for) if only_for is not None else None
         self._names: list[str] = []
-        self._health = HealthServicer()
-        self._health_service = health_service
-        add_HealthServicer_to_server(self._health, self._server)
+        self.add(health(health_service))
 
     def add(self, service: RpcService) -> None:
         descriptor, servicer = service
@@ -164,20 +161,18 @@ class AioServer(RpcServer):
 
     async def start(self, address: str) -> str:
         port = self._bind(address)
-        self._add_reflection()  # after the steps that may fail: the caller may try another address
+        for service in reflection(self._names):  # after the step that may fail: the caller may try another address
+            self.add(service)
         if self._credentials is None and is_loopback(address):
             self._gate.peers = LocalPeers(port)
         await self._server.start()
         if self._gate.peers is not None:
             await self._gate.peers.prepare(host_of(address))
-        for name in ("", self._health_service):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         if address.startswith("unix:"):
             return address
         return f"{address.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace: float) -> None:
-        await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
         # grpcio has cancelled the calls but does not wait for their tasks. If the loop ended before them, grpcio's
         # own tasks would be cancelled and log an error.
@@ -192,9 +187,3 @@ class AioServer(RpcServer):
             return self._server.add_insecure_port(target)
         except RuntimeError as error:  # grpcio raises this for every reason, without the errno
             raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
-
-    def _add_reflection(self) -> None:
-        from grpc_reflection.v1alpha import reflection
-
-        names = (*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)

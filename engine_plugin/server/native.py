@@ -14,7 +14,7 @@ from engine_plugin.errors import AuthError, InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
 from engine_plugin.rpc.wire import ENCODINGS, MessageReader, WireError, parse_timeout, prefixed, trailers
-from engine_plugin.server import standard
+from engine_plugin.server.health import health
 from engine_plugin.server.peers import LocalPeers
 from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import host_of, is_loopback, unix_path
@@ -277,8 +277,7 @@ class NativeServer(RpcServer):
 
     def open(self) -> None:
         """Answer calls on connections made by `connection`, for an owner that listens itself."""
-        self.add(standard.health(self._health_service))
-        self.add(standard.reflection(self._names))
+        self.add(health(self._health_service))
 
     async def stop(self, grace: float) -> None:
         if self._listener is not None:
@@ -319,7 +318,7 @@ class NativeServer(RpcServer):
             connection.refuse(number, head, b"This server speaks gRPC.\n")
             return None
         path, encoding = fields.get(b":path", b""), fields.get(b"grpc-encoding", b"identity")
-        method = self._methods.get(path)
+        method = self._methods.get(path) or self._reflection_method(path)
         if method is not None and encoding in ENCODINGS:
             return _ServerCall(connection, number, method, self._run)
         what = f"method {path.decode('ascii', 'replace')}"
@@ -327,6 +326,16 @@ class NativeServer(RpcServer):
             what = f"compression {encoding.decode('ascii', 'replace')}; use gzip or none"
         connection.refuse(number, (*_HEAD, *trailers(GrpcStatus.UNIMPLEMENTED.value, f"no {what}", {})))
         return None
+
+    def _reflection_method(self, path: bytes) -> _Method | None:
+        """The method of the reflection service, which is loaded at the first call."""
+        if not path.startswith(b"/grpc.reflection."):
+            return None
+        from engine_plugin.server.reflection import reflection
+
+        for service in reflection(self._names):
+            self.add(service)
+        return self._methods.get(path)
 
     def _run(self, call: _ServerCall, answer: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._peers is not None:

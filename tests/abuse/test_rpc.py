@@ -20,11 +20,11 @@ import grpc.aio
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health_pb2
 
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
 from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs.standard import health_pb2
 from engine_plugin.server import new_server
 from engine_plugin.server.servicer import provider_service
 from tests.examples import MORE

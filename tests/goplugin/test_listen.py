@@ -35,7 +35,7 @@ def host(transport: str = "unix", **changes: str) -> HostEnv:
 
 async def healthy(target: str) -> bool:
     """The health check that a host makes."""
-    from grpc_health.v1 import health_pb2
+    from engine_plugin.protocol.stubs.standard import health_pb2
 
     async with grpc.aio.insecure_channel(target) as channel:
         check = channel.unary_unary(

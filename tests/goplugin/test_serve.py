@@ -105,7 +105,7 @@ async def test_failed_start_is_logged_without_a_handshake_line(
 
 @pytest.mark.promise("G19")
 async def test_health_names_the_plugin(launch: Launch) -> None:
-    from grpc_health.v1 import health_pb2
+    from engine_plugin.protocol.stubs.standard import health_pb2
 
     plugin = await launch()
     request = health_pb2.HealthCheckRequest(service="plugin")
@@ -115,7 +115,7 @@ async def test_health_names_the_plugin(launch: Launch) -> None:
 
 @pytest.mark.promise("G23")
 async def test_reflection_names_all_services(launch: Launch) -> None:
-    from grpc_reflection.v1alpha import reflection_pb2
+    from engine_plugin.protocol.stubs.standard import reflection_pb2
 
     plugin = await launch()
     method: Any = plugin.channel.stream_stream(

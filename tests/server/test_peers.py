@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2
 
 from engine_plugin.protocol.stubs.goplugin import controller_pb2
+from engine_plugin.protocol.stubs.standard import health_pb2
 from engine_plugin.server import new_server, peers
 from engine_plugin.server.peers import LocalPeers
 from engine_plugin.server.seam import RpcService
@@ -33,8 +33,8 @@ CALLS = """\
 import os, sys
 import grpc
 from google.protobuf.empty_pb2 import Empty
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from engine_plugin.protocol.stubs.standard import health_pb2
+from engine_plugin.protocol.stubs.standard import reflection_pb2
 os.setuid(int(sys.argv[2]))
 with grpc.insecure_channel(sys.argv[1]) as channel:
     ask = health_pb2.HealthCheckRequest.SerializeToString
