@@ -60,8 +60,12 @@ class _ClientStream(Stream):
                 return None
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
-        data, size = messages.popleft()
-        self.consumed(size)
+        try:
+            data, size = self._reader.take()
+        except WireError as error:
+            self.abandon(error.status, error.details)
+            return None
+        self.consumed(size if messages else None)
         return data
 
     def finish_with(self, status: int, details: str = "", metadata: Mapping[str, str] | None = None) -> None:
@@ -97,7 +101,7 @@ class _ClientStream(Stream):
 
     def on_data(self, data: bytes, *, ended: bool) -> None:
         if self.outcome is not None:
-            self.consumed(len(data))
+            self.consumed()
             return
         try:
             self._reader.feed(data)
@@ -105,7 +109,7 @@ class _ClientStream(Stream):
             self.abandon(error.status, error.details)
             return
         if not self._reader.messages:
-            self.consumed(len(data))  # else a message longer than the window would never be complete
+            self.consumed()  # else a message longer than the window would never be complete
         if ended:
             self.finish_with(_INTERNAL, "the server ended the call without a status")
         elif self._arrival is not None and not self._arrival.done() and self._reader.messages:
@@ -280,12 +284,13 @@ class NativeChannel:
             raise RpcFailure(_CANCELLED, "the channel is closed")
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect())
-        connecting = self._connecting
-        try:
-            return await asyncio.shield(connecting)
-        finally:
-            if connecting.done() and self._connecting is connecting:
-                self._connecting = None
+            self._connecting.add_done_callback(self._connected_or_not)
+        return await asyncio.shield(self._connecting)
+
+    def _connected_or_not(self, connecting: asyncio.Task[Connection]) -> None:
+        self._connecting = None
+        if not connecting.cancelled():
+            connecting.exception()  # raised in the calls that wait, if any does
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()

@@ -142,9 +142,9 @@ class Stream:
         if self.closed:
             raise StreamEnded
 
-    def consumed(self, amount: int) -> None:
-        """Let the peer send as many more bytes as the reader has taken, at most those that arrived."""
-        amount = min(amount, self._held)
+    def consumed(self, amount: int | None = None) -> None:
+        """Let the peer send as many more bytes as the reader has taken: at most those that arrived, None for all."""
+        amount = self._held if amount is None else min(amount, self._held)
         if amount and not self.closed:
             self._held -= amount
             self.connection.acknowledge(self.id, amount)
@@ -227,20 +227,16 @@ class Connection(asyncio.Protocol):
             if self._frames is not None:
                 data, error = self._frames.admit(data)
             core.receive_data(data)
-            arrived = core.events()
+            self._handle_events()
         except ngh2.NGH2Error:  # not HTTP/2, or beyond a limit: the core has nothing more to say
             self.close()
             return
-        for event in arrived:
-            handle = _HANDLERS.get(type(event))
-            if handle is not None:
-                handle(self, event)
         if error is not None:
             with suppress(*_ENDED):
                 core.terminate_connection(error)
-        self.flush()
-        if error is not None or not (self._over or core.want_read or core.want_write):
             self.close()
+        else:
+            self.flush()
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -303,7 +299,7 @@ class Connection(asyncio.Protocol):
         if self._over:
             return
         with suppress(*_ENDED):
-            self.flush()
+            self._write()
         self._over = self.going_away = True
         self._end_streams()
         if self.transport.can_write_eof():
@@ -328,15 +324,20 @@ class Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Write what the core has to send, until the transport is full."""
         self._flushing = False
-        while not (self.paused or self._over):
-            data = self.core.data_to_send(_WRITTEN)
-            if not data:
-                break
-            self.transport.write(data)
+        if self._over:
+            return
+        self._write()
+        self._handle_events()  # what was written may have ended streams, or the connection
+        if not (self._over or self.core.want_read or self.core.want_write):
+            self.close()
         if self.writers and not self.paused:
             for stream in list(self.writers):
                 if stream.closed or not stream.full:
                     stream.wake()
+
+    def _write(self) -> None:
+        while not self.paused and (data := self.core.data_to_send(_WRITTEN)):
+            self.transport.write(data)
 
     def _end_streams(self) -> None:
         streams, self.streams = self.streams, {}
@@ -344,6 +345,12 @@ class Connection(asyncio.Protocol):
             stream.end(None)
 
     # Events of the core
+
+    def _handle_events(self) -> None:
+        for event in self.core.events():
+            handle = _HANDLERS.get(type(event))
+            if handle is not None:
+                handle(self, event)
 
     def _headers(self, event: events.RequestReceived | events.ResponseReceived) -> None:
         stream = self.streams.get(event.stream_id)

@@ -30,6 +30,8 @@ ENCODINGS = frozenset({b"identity", b"gzip"})
 
 _RESOURCE_EXHAUSTED, _INTERNAL, _UNKNOWN = 8, 13, 2
 _PREFIX = 5  # bytes: the compressed flag and the length
+_AHEAD = 64  # messages that are cut before one is taken
+_MOST_DETAILS = 4000  # characters of a status's message that are sent: clients and the core bound headers
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
@@ -49,43 +51,56 @@ def prefixed(message: bytes) -> bytes:
 
 
 class MessageReader:
-    """Cuts the bytes of one stream into messages of at most `limit` bytes, compressed and not."""
+    """Cuts the bytes of one stream into messages of at most `limit` bytes, compressed and not.
+
+    It cuts a few messages ahead and decompresses a message when it is taken, so that it holds little more than what
+    arrived.
+    """
 
     __slots__ = ("_buffer", "_limit", "_unzips", "messages")
 
     def __init__(self, limit: int, encoding: bytes = b"identity") -> None:
         """`encoding` is the stream's grpc-encoding, one of ENCODINGS."""
-        self.messages: deque[tuple[bytes, int]] = deque()
-        """Complete messages, each with the bytes that it took in the stream."""
+        self.messages: deque[tuple[int, bytes]] = deque()
+        """Messages that can be taken: the compressed flag and the content. Not empty while one is complete."""
         self._buffer = bytearray()
         self._limit = limit
         self._unzips = encoding == b"gzip"
 
     @property
     def incomplete(self) -> bool:
-        """Whether a message has begun and is not complete."""
+        """Whether bytes are left beside `messages`."""
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> None:
         """Take bytes, which may begin and end anywhere. Raises WireError."""
-        if not self._buffer and len(data) == _PREFIX + int.from_bytes(data[1:_PREFIX], "big"):
-            self.messages.append((self._content(data[0], data[_PREFIX:]), len(data)))  # one message, as most often
-            return
-        buffer = self._buffer
-        buffer += data
-        while len(buffer) >= _PREFIX:
-            size = int.from_bytes(buffer[1:_PREFIX], "big")
+        size = len(data) - _PREFIX
+        whole = size == int.from_bytes(data[1:_PREFIX], "big")  # one message, as most often
+        if whole and not self._buffer and len(self.messages) < _AHEAD:
             self._check_size(size)
-            if len(buffer) < _PREFIX + size:
-                return
-            content = self._content(buffer[0], bytes(memoryview(buffer)[_PREFIX : _PREFIX + size]))
-            del buffer[: _PREFIX + size]
-            self.messages.append((content, _PREFIX + size))
+            self.messages.append((data[0], data[_PREFIX:]))
+            return
+        self._buffer += data
+        self._cut()
 
-    def _content(self, flag: int, data: bytes) -> bytes:
-        self._check_size(len(data))
-        if flag == 0:
-            return data
+    def take(self) -> tuple[bytes, int]:
+        """The next of `messages`, and the bytes that it took in the stream. Raises WireError."""
+        flag, data = self.messages.popleft()
+        if self._buffer and not self.messages:
+            self._cut()
+        return data if flag == 0 else self._unzipped(flag, data), _PREFIX + len(data)
+
+    def _cut(self) -> None:
+        buffer = self._buffer
+        while len(buffer) >= _PREFIX and len(self.messages) < _AHEAD:
+            end = _PREFIX + int.from_bytes(buffer[1:_PREFIX], "big")
+            self._check_size(end - _PREFIX)
+            if len(buffer) < end:
+                return
+            self.messages.append((buffer[0], bytes(memoryview(buffer)[_PREFIX:end])))
+            del buffer[:end]
+
+    def _unzipped(self, flag: int, data: bytes) -> bytes:
         if flag != 1 or not self._unzips:
             raise WireError(_INTERNAL, f"a message has the compressed flag {flag} and no encoding that is read")
         unzip = zlib.decompressobj(wbits=31)
@@ -124,7 +139,7 @@ def trailers(status: int, details: str, metadata: Mapping[str, str]) -> list[tup
     """The headers that end a call; `metadata` is printable ASCII."""
     headers = [(b"grpc-status", b"%d" % status)]
     if details:
-        text = details.encode("utf-8", "replace")
+        text = details[:_MOST_DETAILS].encode("utf-8", "replace")
         quoted = b"".join(bytes((byte,)) if byte in _PLAIN else b"%%%02X" % byte for byte in text)
         headers.append((b"grpc-message", quoted))
     headers.extend((name.encode(), value.encode("ascii", "replace")) for name, value in metadata.items())

@@ -20,7 +20,7 @@ from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import host_of, is_loopback, unix_path
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from google.protobuf.message import Message
 
@@ -75,7 +75,7 @@ class _ServerCall(Stream):
         connection: Connection,
         number: int,
         method: _Method,
-        run: Callable[[_ServerCall, Coroutine[Any, Any, None]], asyncio.Task[None]],
+        run: Callable[[_ServerCall], asyncio.Task[None]],
     ) -> None:
         super().__init__(connection, number)
         self._method = method
@@ -132,7 +132,7 @@ class _ServerCall(Stream):
     def on_data(self, data: bytes, *, ended: bool) -> None:
         self._ended = ended
         if self._answered:
-            self.consumed(len(data))
+            self.consumed()
             return
         try:
             self._reader.feed(data)
@@ -141,7 +141,7 @@ class _ServerCall(Stream):
             self._end(error.status, error.details, {})
             return
         if not self._reader.messages:
-            self.consumed(len(data))  # else a message longer than the window would never be complete
+            self.consumed()  # else a message longer than the window would never be complete
         self._wake()
         if ended and self._task is None:
             self._begin()
@@ -156,9 +156,10 @@ class _ServerCall(Stream):
         self._cancel()
 
     def _begin(self) -> None:
-        self._task = self._run(self, self._answer())
+        self._task = self._run(self)
 
-    async def _answer(self) -> None:
+    async def answer(self) -> None:
+        """Let the handler answer, and end the call."""
         method = self._method
         try:
             if method.streams_request:
@@ -187,8 +188,11 @@ class _ServerCall(Stream):
         return self._take()
 
     def _take(self) -> Message:
-        data, size = self._reader.messages.popleft()
-        self.consumed(size)
+        try:
+            data, size = self._reader.take()
+        except WireError as broken:
+            raise RpcError(GrpcStatus(broken.status), broken.details) from None
+        self.consumed(size if self._reader.messages else None)
         kind = self._method.request
         try:
             return kind.FromString(data)
@@ -238,6 +242,7 @@ class NativeServer(RpcServer):
     def __init__(self, health_service: str = "plugin") -> None:
         self._health_service = health_service
         self._names: list[str] = []
+        self._reflects = False
         self._methods: dict[bytes, _Method] = {}
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -329,38 +334,32 @@ class NativeServer(RpcServer):
 
     def _reflection_method(self, path: bytes) -> _Method | None:
         """The method of the reflection service, which is loaded at the first call."""
-        if not path.startswith(b"/grpc.reflection."):
+        if self._reflects or not path.startswith(b"/grpc.reflection."):
             return None
         from engine_plugin.server.reflection import reflection
 
+        self._reflects = True
         for service in reflection(self._names):
             self.add(service)
         return self._methods.get(path)
 
-    def _run(self, call: _ServerCall, answer: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        if self._peers is not None:
-            answer = self._admitted(call, answer, self._peers)
+    def _run(self, call: _ServerCall) -> asyncio.Task[None]:
+        answer = call.answer() if self._peers is None else self._admitted(call, self._peers)
         task = asyncio.get_running_loop().create_task(answer)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _admitted(self, call: _ServerCall, answer: Coroutine[Any, Any, None], peers: LocalPeers) -> None:
+    async def _admitted(self, call: _ServerCall, peers: LocalPeers) -> None:
         """Answer the call if this user owns the other end of its connection, which is looked up once."""
         connection = call.connection
         looking = self._admissions.get(connection)
         if looking is None:
             peer = connection.transport.get_extra_info("peername")
             looking = self._admissions[connection] = asyncio.create_task(peers.admits(_grpc_peer(peer)))
-        try:
-            admitted = await asyncio.shield(looking)
-        except asyncio.CancelledError:
-            answer.close()
-            raise
-        if admitted:
-            await answer
+        if await asyncio.shield(looking):
+            await call.answer()
         else:
-            answer.close()
             call.refuse(_REFUSED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -21,19 +22,26 @@ from engine_plugin.rpc.wire import (
 LIMIT = 1000
 
 
-def contents(reader: MessageReader) -> list[bytes]:
-    return [data for data, _ in reader.messages]
+def read(reader: MessageReader, stream: bytes) -> list[tuple[bytes, int]]:
+    reader.feed(stream)
+    return taken(reader)
 
 
-@given(st.lists(st.binary(max_size=40), max_size=5), st.data())
+def taken(reader: MessageReader) -> list[tuple[bytes, int]]:
+    messages = []
+    while reader.messages:
+        messages.append(reader.take())
+    return messages
+
+
+@given(st.lists(st.binary(max_size=40), max_size=80), st.data())
 def test_messages_cut_anywhere_are_whole(messages: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(map(prefixed, messages))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     reader = MessageReader(LIMIT)
     for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         reader.feed(stream[begin:end])
-    assert contents(reader) == messages
-    assert sum(size for _, size in reader.messages) == len(stream)
+    assert taken(reader) == [(message, len(prefixed(message))) for message in messages]
     assert not reader.incomplete
 
 
@@ -52,8 +60,8 @@ def compressed(message: bytes) -> bytes:
 
 def test_gzip_message_is_decompressed() -> None:
     reader = MessageReader(LIMIT, b"gzip")
-    reader.feed(compressed(b"x" * LIMIT) + prefixed(b"plain") + compressed(b""))
-    assert contents(reader) == [b"x" * LIMIT, b"plain", b""]
+    messages = read(reader, compressed(b"x" * LIMIT) + prefixed(b"plain") + compressed(b""))
+    assert [data for data, _ in messages] == [b"x" * LIMIT, b"plain", b""]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +79,23 @@ def test_gzip_message_is_decompressed() -> None:
 def test_message_that_cannot_be_decompressed_is_rejected(stream: bytes, encoding: bytes, status: int) -> None:
     reader = MessageReader(LIMIT, encoding)
     with pytest.raises(WireError) as caught:
-        reader.feed(stream)
+        read(reader, stream)
     assert caught.value.status == status
+
+
+def test_messages_not_taken_hold_only_what_arrived() -> None:
+    """Nothing is decompressed, nor cut far, ahead of the reader."""
+    tracemalloc.start()
+    try:
+        reader = MessageReader(50_000_000, b"gzip")
+        reader.feed(compressed(bytes(50_000_000)) * 10)
+        tiny = MessageReader(LIMIT)
+        for _ in range(10):
+            tiny.feed(prefixed(b"") * 10_000)
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(taken(tiny)) == 100_000
 
 
 @pytest.mark.parametrize(
@@ -110,6 +133,12 @@ def test_status_and_message_survive(status: int, details: str) -> None:
     written = trailers(status, details, {"error-id": "model-missing"})
     assert all(0x20 <= byte < 0x7F for _, value in written for byte in value)
     assert parse_end(written) == (status, details, {"error-id": "model-missing"})
+
+
+def test_long_status_message_is_cut() -> None:
+    written = trailers(2, "%" * 100_000, {})
+    assert len(written[1][1]) < 16_000, "the core sends no such header"
+    assert parse_end(written)[1] == "%" * 4000
 
 
 def test_trailers_without_a_valid_status_mean_unknown() -> None:

@@ -1,0 +1,145 @@
+"""Calls between a channel and a server of this package, and a server whose client does the unusual."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import ngh2
+import pytest
+from ngh2 import events
+
+from engine_plugin.host.native import NativeChannel
+from engine_plugin.host.seam import RpcFailure
+from engine_plugin.rpc.wire import prefixed
+from engine_plugin.server.native import NativeServer
+from tests.patience import until, within
+from tests.rpc.interop import TestService, message, payload, rpc, service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from engine_plugin.server.seam import Call
+
+
+def request_head(method: str, *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    return [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", f"/grpc.testing.TestService/{method}".encode()),
+        (b":authority", b"a"),
+        (b"content-type", b"application/grpc"),
+        *more,
+    ]
+
+
+@asynccontextmanager
+async def serving(address: str, servicer: TestService | None = None) -> AsyncIterator[str]:
+    server = NativeServer()
+    server.add(service(servicer))
+    try:
+        yield await server.start(address)
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def channel_to(address: str) -> AsyncIterator[NativeChannel]:
+    channel = NativeChannel(address)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+class Slow(TestService):
+    """Reads a streamed request only after a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = asyncio.Event()
+
+    async def StreamingInputCall(self, call: Call) -> Any:
+        await self.reads.wait()
+        return await super().StreamingInputCall(call)
+
+
+async def test_message_longer_than_the_window_follows_one_not_read_yet(short_dir: Path) -> None:
+    slow = Slow()
+    async with serving(f"unix:{short_dir}/s", slow) as address, channel_to(address) as channel:
+        call = channel.begin(rpc("StreamingInputCall"), timeout=None)
+        await call.write(message("StreamingInputCallRequest", payload=payload(10)))
+        writing = asyncio.create_task(call.write(message("StreamingInputCallRequest", payload=payload(3 << 20))))
+        await within(channel.begin(rpc("EmptyCall"), message("Empty"), timeout=None).read())
+        slow.reads.set()
+        await within(writing)
+        await call.done_writing()
+        assert (await within(call.read())).aggregated_payload_size == 10 + (3 << 20)
+
+
+async def test_long_answer_follows_one_not_read_yet(short_dir: Path) -> None:
+    async with serving(f"unix:{short_dir}/s") as address, channel_to(address) as channel:
+        sizes = [10, 3 << 20, 0, 20]
+        wanted = message("StreamingOutputCallRequest", response_parameters=[{"size": size} for size in sizes])
+        call = channel.begin(rpc("StreamingOutputCall"), wanted, timeout=None)
+        for _ in range(5):  # the window is full by then
+            await within(channel.begin(rpc("EmptyCall"), message("Empty"), timeout=None).read())
+        assert [len((await within(call.read())).payload.body) for _ in sizes] == sizes
+        assert await within(call.read()) is None
+
+
+async def test_connection_closed_by_half_ends_after_its_answers(short_dir: Path) -> None:
+    async with serving(f"unix:{short_dir}/s"):
+        reader, writer = await asyncio.open_unix_connection(short_dir / "s")
+        client = ngh2.Connection(ngh2.Role.CLIENT)
+        client.initiate_connection({})
+        number = client.send_request(request_head("StreamingOutputCall"))
+        wanted = message("StreamingOutputCallRequest", response_parameters=[{"size": 3, "interval_us": 10_000}])
+        client.send_data(number, prefixed(wanted.SerializeToString()), end_stream=True)
+        writer.write(client.data_to_send())
+        writer.write_eof()
+        client.receive_data(await within(reader.read()))
+        assert any(isinstance(event, events.TrailersReceived) for event in client.events())
+        writer.close()
+
+
+async def test_long_status_message_arrives(short_dir: Path) -> None:
+    async with serving(f"unix:{short_dir}/s") as address, channel_to(address) as channel:
+        wanted = message("SimpleRequest", response_status={"code": 9, "message": "%" * 70_000})
+        with pytest.raises(RpcFailure) as caught:
+            await within(channel.begin(rpc("UnaryCall"), wanted, timeout=None).read())
+        assert (caught.value.status, caught.value.details) == (9, "%" * 4000)
+
+
+async def test_call_is_reset_before_its_client_is_known() -> None:
+    """At a TCP port the owner of the other end is looked up first."""
+    async with serving("127.0.0.1:0") as address:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        client = ngh2.Connection(ngh2.Role.CLIENT)
+        client.initiate_connection({})
+        number = client.send_request(request_head("EmptyCall"))
+        client.send_data(number, prefixed(b""), end_stream=True)
+        sent = client.data_to_send()
+        client.reset_stream(number)
+        writer.write(sent + client.data_to_send())
+        async with channel_to(address) as channel:
+            await within(channel.begin(rpc("EmptyCall"), message("Empty"), timeout=None).read())
+        writer.close()
+
+
+async def test_connection_that_fails_after_its_call_was_cancelled_fails_no_other_call(short_dir: Path) -> None:
+    silent: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_unix_server(lambda _, writer: silent.append(writer), short_dir / "s"):
+        channel = NativeChannel(f"unix:{short_dir}/s", ssl.create_default_context())
+        call = channel.begin(rpc("EmptyCall"), message("Empty"), timeout=None)
+        await until(lambda: bool(silent), "the channel connects")
+        await call.aclose()
+        silent.pop().close()
+        await until(lambda: channel._connecting is None, "the handshake fails")
+        channel.begin(rpc("EmptyCall"), message("Empty"), timeout=None)
+        await until(lambda: bool(silent), "the channel connects again")
+        await channel.close()
+        silent.pop().close()
