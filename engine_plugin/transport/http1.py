@@ -1,8 +1,8 @@
 """A lean HTTP/1.1 client for engines, over a unix socket, or TCP with or without TLS.
 
-It undoes the chunked encoding and nothing more: no event is parsed and no byte is copied twice. A slow reader
-pauses the socket (`_HIGH_WATER`), so that a slow host slows down the engine; what arrives meanwhile is returned as
-one block, which coalesces events.
+It undoes the chunked encoding and nothing more: no event is parsed. A slow reader pauses the socket (`_HIGH_WATER`),
+so that a slow host slows down the engine; what arrives meanwhile is returned as one block, which coalesces events.
+A block is small enough for the processor's cache, and for memory that the allocator reuses.
 
 Protocol errors raise BadGatewayError; an engine that cannot be reached raises UnavailableError.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from engine_plugin.errors import BadGatewayError, UnavailableError
 from engine_plugin.system.limits import NO_FILES, files_in_use
+from engine_plugin.transport.chunked import ChunkedBody
 
 if TYPE_CHECKING:
     import ssl
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokenOffError", "Http1Client", "HttpResponse", "Response"]
 
-_HIGH_WATER = 256 * 1024
+_ROOM = 64 * 1024
+"""Bytes that are read from a socket at a time."""
+_HIGH_WATER = 2 * _ROOM
+"""Bytes that wait for their reader before the socket is paused."""
 _MAX_HEAD = 64 * 1024
 _FIRST_BYTES = b"HTTP/1."
 _CONNECT_TIMEOUT = 5.0
@@ -41,7 +45,6 @@ _KEEP_ALIVE = 4.0
 connection that the engine is closing."""
 _SPARE = 2
 """The most idle connections that are kept where only GET and HEAD reuse one; other requests need a new one."""
-_HEX = b"0123456789abcdefABCDEF"
 _BODY_ENDS_WITH_CONNECTION = -1
 
 
@@ -76,13 +79,13 @@ class HttpResponse(Protocol):
         return b"".join(blocks)
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: a buffer of received bytes, its decoding state, and the one reader that waits."""
+class _Connection(asyncio.BufferedProtocol):
+    """One connection: the received bytes that its reader has not taken, and the one reader that waits."""
 
     def __init__(self, client: Http1Client) -> None:
         self._client = client
         self.transport: asyncio.Transport  # from `connection_made` on
-        self.buffer = bytearray()
+        self.buffer = b""
         self.ended = False
         self.broken = False  # closed with an error
         self.idle_since = 0.0
@@ -92,8 +95,11 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        return self._client.room  # filled and passed to `buffer_updated` in one step of the event loop
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.buffer += bytes(self._client.room[:nbytes])
         self._client.heard = True
         if len(self.buffer) >= _HIGH_WATER and not self._paused:
             self._paused = True
@@ -165,6 +171,8 @@ class Http1Client:
         lines = [f"host: {host}", *(f"{name}: {value}" for name, value in self.headers.items())]
         self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
         self._idle: deque[_Connection] = deque()
+        self.room = memoryview(bytearray(_ROOM))
+        """Where all connections receive."""
 
     def request(
         self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
@@ -249,9 +257,8 @@ class Response(HttpResponse):
         self._message = message
         self._over_idle = over_idle
         self._connection: _Connection | None = None
-        self._chunked = False
-        self._left = 0  # bytes of the body (or of the current chunk) yet to arrive
-        self._chunk_open = False  # the current chunk's closing CRLF is yet to arrive
+        self._chunks: ChunkedBody | None = None
+        self._left = 0  # bytes of a body without chunks yet to arrive
         self._complete = False
         self._reusable = False
         self._given_up = False
@@ -310,13 +317,12 @@ class Response(HttpResponse):
         connection.transport.write(self._message)
         room = _MAX_HEAD
         while True:
-            first = bytes(connection.buffer[: len(_FIRST_BYTES)])
+            first = connection.buffer[: len(_FIRST_BYTES)]
             if not _FIRST_BYTES.startswith(first):  # at once: the end of such a head may never arrive
                 raise _not_http(connection.buffer)
             end = connection.buffer.find(b"\r\n\r\n", 0, room)
             if end >= 0:
-                head = bytes(connection.buffer[:end])
-                del connection.buffer[: end + 4]
+                head, connection.buffer = connection.buffer[:end], connection.buffer[end + 4 :]
                 self._parse_head(head)
                 if self.status >= 200:
                     return True
@@ -345,9 +351,10 @@ class Response(HttpResponse):
                 f"the engine's answer is compressed ({encoding[:40]!r}), although the request did not accept it"
             )
         self._reusable = version == "HTTP/1.1" and "close" not in self.headers.get("connection", "").lower()
-        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        self._chunks = ChunkedBody() if chunked else None
         length = self.headers.get("content-length")
-        if self.status in (204, 304) or self._chunked:
+        if self.status in (204, 304) or chunked:
             self._left = 0
         elif length is not None:
             if not _is_number(length, 18):
@@ -355,14 +362,15 @@ class Response(HttpResponse):
             self._left = int(length)
         else:
             self._left, self._reusable = _BODY_ENDS_WITH_CONNECTION, False
-        self._complete = self._left == 0 and (self.status in (204, 304) or not self._chunked)
+        self._complete = self._left == 0 and (self.status in (204, 304) or not chunked)
 
     async def read_some(self) -> bytes:
         connection = self._connection
         while not self._complete:
             if connection is None:
                 raise BadGatewayError("the answer was already closed")
-            data = self._take_chunked(connection.buffer) if self._chunked else self._take_plain(connection.buffer)
+            data, took = self._take(connection.buffer)
+            connection.buffer = connection.buffer[took:]
             if data:
                 return data
             if not self._complete and not await connection.more():
@@ -375,53 +383,17 @@ class Response(HttpResponse):
             raise BrokenOffError("broke off in the middle of its answer")
         self._complete = True
 
-    def _take_plain(self, buffer: bytearray) -> bytes:
-        if self._left == _BODY_ENDS_WITH_CONNECTION:
-            data = bytes(buffer)
-            buffer.clear()
-            return data
-        data = bytes(buffer[: self._left])
-        del buffer[: len(data)]
-        self._left -= len(data)
-        self._complete = self._left == 0
-        return data
-
-    def _take_chunked(self, buffer: bytearray) -> bytes:
-        """Decode every chunk, and part of one, that is in the buffer."""
-        data = bytes(buffer)  # slices of a memoryview are copied once
-        out: list[bytes] = []
-        position, end = 0, len(data)
-        while True:
-            if self._left:
-                piece = data[position : position + self._left]
-                out.append(piece)
-                position += len(piece)
-                self._left -= len(piece)
-                if self._left:
-                    break
-            if self._chunk_open:
-                if end - position < 2:
-                    break
-                if not data.startswith(b"\r\n", position):
-                    raise BadGatewayError("the engine's chunked encoding is broken")
-                position += 2
-                self._chunk_open = False
-            line_end = data.find(b"\r\n", position)
-            if line_end < 0:
-                if end - position > 1024:
-                    raise BadGatewayError("the engine's chunked encoding is broken")
-                break
-            size = _chunk_size(data[position:line_end])
-            if size == 0:
-                after = _after_trailer(buffer, line_end + 2)
-                if after < 0:
-                    break
-                position, self._complete = after, True
-                break
-            position = line_end + 2
-            self._left, self._chunk_open = size, True
-        del buffer[:position]
-        return b"".join(out) if len(out) != 1 else out[0]
+    def _take(self, data: bytes) -> tuple[bytes, int]:
+        """The content at the start of what has arrived, and how many bytes it took."""
+        if self._chunks is not None:
+            content, took = self._chunks.take(data)
+            self._complete = self._chunks.ended
+            return content, took
+        if self._left != _BODY_ENDS_WITH_CONNECTION:
+            data = data[: self._left]
+            self._left -= len(data)
+            self._complete = self._left == 0
+        return data, len(data)
 
 
 async def _addresses(host: str, port: int) -> Sequence[str]:
@@ -459,28 +431,11 @@ def _host_field(host: str, port: int, *, tls: bool) -> str:
     return name if port == (443 if tls else 80) else f"{name}:{port}"
 
 
-def _not_http(received: bytes | bytearray) -> BadGatewayError:
-    first = bytes(received[:80]).partition(b"\r\n")[0]
+def _not_http(received: bytes) -> BadGatewayError:
+    first = received[:80].partition(b"\r\n")[0]
     return BadGatewayError(f"the engine does not answer in HTTP: {first.decode('latin-1')!r}")
 
 
 def _is_number(text: str, digits: int) -> bool:
     """Whether the text is 1 to `digits` ASCII digits."""
     return text.isascii() and text.isdigit() and len(text) <= digits
-
-
-def _chunk_size(line: bytes) -> int:
-    digits = line if line.isalnum() else line.partition(b";")[0].strip()
-    if not digits or len(digits) > 8 or digits.translate(None, _HEX):
-        raise BadGatewayError("the engine's chunked encoding is broken")
-    return int(digits, 16)
-
-
-def _after_trailer(buffer: bytearray, start: int) -> int:
-    """The end of the message, given the start of its trailer; -1 while it has not arrived."""
-    if buffer[start : start + 2] == b"\r\n":
-        return start + 2
-    end = buffer.find(b"\r\n\r\n", start)
-    if end < 0 and len(buffer) - start > _MAX_HEAD:
-        raise BadGatewayError("the engine's answer has a trailer that does not end")
-    return end + 4 if end >= 0 else -1
