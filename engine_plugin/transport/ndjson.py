@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["as_events", "line_objects", "read_line", "whole_lines"]
+__all__ = ["as_events", "line_objects", "read_line", "split_lines", "whole_lines"]
 
 _MAX_LINE = 16 * 1024 * 1024
 _SHOWN = 120
 
 
 async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
-    """Yield the body in blocks of whole, non-empty lines: all lines that have arrived together.
+    """Yield the body in blocks of whole lines, which may be empty: all lines that have arrived together.
 
     Each line ends in LF. A last line without LF counts if it is a JSON object. A line of over `longest` bytes (0: 16
     MiB), and a body that ends inside one, raise BadGatewayError.
@@ -30,9 +30,7 @@ async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator
     while block := await response.read_some():
         cut = block.rfind(b"\n") + 1
         if cut:
-            whole = b"".join([*parts, block[:cut]]) if parts else block[:cut]
-            if lines := _without_empty(whole):
-                yield lines
+            yield b"".join([*parts, block[:cut]]) if parts else block[:cut]
             parts, size = [], 0
         if cut < len(block):
             parts.append(block[cut:])
@@ -45,25 +43,24 @@ async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator
         yield rest + b"\n"
 
 
-def _without_empty(lines: bytes) -> bytes:
-    if b"\r" not in lines and b"\n\n" not in lines and not lines.startswith(b"\n"):
-        return lines  # nearly always
-    # A CR within a line is white space in JSON, but would end the line of an event.
-    return b"".join(
-        line.strip().replace(b"\r", b" ") + b"\n" for line in lines.split(b"\n") if not line.isspace() and line
-    )
+def split_lines(block: bytes) -> Iterator[bytes]:
+    """The lines of a block that are not empty, without line ends and other CR.
+
+    Within a line CR is white space in JSON, but would end the line of an event.
+    """
+    for line in block.split(b"\n"):
+        if stripped := line.strip():
+            yield stripped.replace(b"\r", b" ")
 
 
 def as_events(lines: bytes) -> bytes:
-    """A block of whole lines as server-sent events, one for each; the JSON is unchanged."""
-    return b"data: " + lines[:-1].replace(b"\n", b"\n\ndata: ") + b"\n\n"
+    """A block of whole lines without CR and empty lines as server-sent events; the JSON is unchanged."""
+    return b"".join((b"data: ", lines.replace(b"\n", b"\n\ndata: ", lines.count(b"\n") - 1), b"\n"))
 
 
 def line_objects(lines: bytes) -> Iterator[dict[str, Any]]:
     """The JSON objects of a block of whole lines. Raises BadGatewayError for anything else."""
-    for line in lines.split(b"\n"):
-        if line:
-            yield read_line(line)
+    return map(read_line, split_lines(lines))
 
 
 def read_line(line: bytes) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from engine_plugin.engines.ollama.thinking import ThinkParser
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.jsontext import write_json
 from engine_plugin.openai_api.completions import CompletionLogprobs
-from engine_plugin.transport.ndjson import as_events, read_line
+from engine_plugin.transport.ndjson import as_events, read_line, split_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +41,8 @@ _TEXT = (
 _HEAD = rb'^\{"model":' + _TEXT + rb',"created_at":"' + _PLAIN + rb'*+",(?:"remote_\w+":' + _TEXT + rb",)*+"
 _MESSAGE = rb'"message":\{"role":"assistant","content":'
 _END = rb',"done":false\}\n'
+_NOT_DONE = b',"done":false}\n'
+"""The end of each line but the last, as Ollama writes it."""
 
 
 def _lines(middle: bytes) -> re.Pattern[bytes]:
@@ -107,7 +109,7 @@ class ChoiceWriter:
         for line in lines.split(b"\n"):
             if converted and line.startswith(self._converted):
                 events.append(line + b"\n\n")
-            elif line:
+            elif line.strip():
                 events += self._line(line)
                 if self.last or self.failure is not None:
                     break
@@ -200,20 +202,21 @@ class NativeWriter:
 
         An error is an error line, or a line that is not a JSON object.
         """
-        # Quotes inside JSON strings are escaped, so that `"error"` is a field. Tool arguments may have a `done`.
-        if b"true" not in lines and b'"error"' not in lines and lines.count(b"}\n") == lines.count(b"\n"):
+        # Quotes inside JSON strings are escaped, so that `"error"` is a field.
+        if lines.count(_NOT_DONE) == lines.count(b"\n") and b'"error"' not in lines and b"\r" not in lines:
             return as_events(lines)  # nearly always
-        end = 0
+        good: list[bytes] = []
         try:
-            for line in lines.split(b"\n")[:-1]:
-                shape = checked_line(read_line(line), self._model)
-                end += len(line) + 1
-                if shape.get("done") is True:
-                    self.last = shape
+            for line in split_lines(lines):
+                if not line.endswith(b"}") or b"true" in line or b'"error"' in line:
+                    shape = checked_line(read_line(line), self._model)
+                    self.last = shape if shape.get("done") is True else {}  # tool arguments may have a `done`
+                good.append(b"data: " + line + b"\n\n")
+                if self.last:
                     break
         except EnginePluginError as error:
             self.failure = error
-        return as_events(lines[:end]) if end else b""
+        return b"".join(good)
 
 
 def _has_tag(lines: bytes) -> bool:
