@@ -24,12 +24,12 @@ override PROMPT :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-setup lock-setup demo check test test-all test-grpcio soak lint protos lock build bench clean
+.PHONY: help setup run-setup lock-setup demo check test test-all test-grpcio soak lint protos lock build bench bench-check clean
 
 help:  ## list the targets
 	@echo "engine-plugin: a local AI engine under an orchestrator's control"
 	@echo
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## create .venv with everything that development needs (PYTHON=python3.12 selects the Python)
 	@"$(PYTHON)" scripts/setup.py dev
@@ -84,8 +84,11 @@ lock: lock-setup  ## pin the dependencies of pyproject.toml in constraints.txt (
 build: setup  ## write the plugin directories for a host to dist/plugins/
 	@$(VENV_PYTHON) scripts/build.py $(ARGS)
 
-bench: setup  ## run the benchmarks
+bench: setup  ## run the benchmarks (ARGS="--peer DIRECTORY" measures another plugin for Ollama beside ours)
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)
+
+bench-check: setup  ## fail when the plugin is far slower, compared with the engine, than in benchmarks/baseline.json
+	@$(VENV_PYTHON) -m benchmarks --check --rounds 4 $(ARGS)
 
 clean:  ## remove all generated files, .venv included
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

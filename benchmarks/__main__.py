@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--json FILE]`: measure, print the table, leave nothing behind."""
+"""`python -m benchmarks [--quick] [--peer DIR] [--json FILE]`: measure, print the table, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import machine
-from benchmarks.measures import Sizes, memory, real_round, start_round, synthetic_round
-from benchmarks.ollama import flavors, ollama_round
+from benchmarks.baseline import BASELINE, ratios, worse
+from benchmarks.measures import Sizes, streams
+from benchmarks.ollama import flavors, ollama_round, prepare
 from benchmarks.openvino import Load, lineup, loads, openvino_round
+from benchmarks.plot import plot
+from benchmarks.processes import left_alone, start_round
+from benchmarks.programs import built_is_current, launcher, ours, read_peer
+from benchmarks.pulls import puller
 from benchmarks.report import table
 from benchmarks.results import Results, Spread
+from benchmarks.rounds import REAL, STAND_IN, calls_round, memory, real_round, streams_round
 from benchmarks.targets import REPOSITORY, rig, stand_in, write_plugin
 from engine_plugin.errors import EnginePluginError
 
@@ -26,16 +32,18 @@ if TYPE_CHECKING:
 
     from benchmarks.targets import Rig
 
-__all__ = ["main", "measure_llamacpp", "measure_ollama", "measure_openvino"]
+__all__ = ["main", "measure_llamacpp", "measure_ollama", "measure_openvino", "measure_process"]
 
 FULL = Sizes(
     calls=30,
-    concurrent_calls=160,
+    concurrent_calls=320,
     real_tokens=512,
     synthetic_tokens=20_000,
     paced_tokens=50,
     idle_seconds=2.0,
     streaming_seconds=1.5,
+    pulled=256,
+    messages=(1, 64),
 )
 QUICK = Sizes(
     calls=3,
@@ -45,8 +53,10 @@ QUICK = Sizes(
     paced_tokens=5,
     idle_seconds=0.1,
     streaming_seconds=0.1,
+    pulled=2,
+    messages=(1,),
 )
-_ENGINES = ("llamacpp", "ollama", "openvino")
+_PARTS = ("llamacpp", "ollama", "openvino", "process")
 _ROUNDS = 12
 _NO_NEW_ROUND_AFTER = 180.0  # seconds; a slow machine gets fewer rounds
 _LIMIT = 240.0
@@ -84,16 +94,16 @@ async def measure_llamacpp(sizes: Sizes, rounds: int) -> Results:
     """A run with llama.cpp, its processes and files gone afterwards. Raises TimeoutError after four minutes."""
     results = Results()
     async with _scratch() as (scratch, sockets), AsyncExitStack() as cleanup:
-        bare = write_plugin(scratch / "bare", {}).parent
         real = await cleanup.enter_async_context(rig(scratch / "real", sockets, _REAL))
         fake = {**_SYNTHETIC, "llama_server": stand_in(scratch / "bin")}
         synthetic = await cleanup.enter_async_context(rig(scratch / "synthetic", sockets, fake))
         await _warm_up(sizes, real, synthetic)
         async for _ in _rounds(results, sizes, rounds):
             await real_round(results, real, sizes)
-            await synthetic_round(results, synthetic, sizes)
-            await start_round(results, bare, sizes)
-        memory(results, real, synthetic)
+            await calls_round(results, synthetic, sizes, STAND_IN)
+            await streams_round(results, synthetic, sizes, STAND_IN)
+        memory(results, real, REAL)
+        memory(results, synthetic, STAND_IN)
     return results
 
 
@@ -108,15 +118,39 @@ async def measure_openvino(sizes: Sizes, rounds: int, model: Path, threads: int)
     return results
 
 
-async def measure_ollama(sizes: Sizes, rounds: int) -> Results:
+async def measure_ollama(sizes: Sizes, rounds: int, peer: Path | None = None) -> Results:
     """A run with a stand-in for Ollama, its processes and files gone afterwards. Raises TimeoutError after four
     minutes."""
     results = Results()
-    async with _scratch() as (scratch, _), flavors(scratch) as both:
-        if sizes is not QUICK:
-            await ollama_round(_thrown_away(), both, QUICK)
+    async with _scratch() as (scratch, _):
+        executable = launcher(scratch / "plugins")
+        other = read_peer(peer, scratch) if peer else None
+        async with flavors(scratch, executable, other) as all_flavors:
+            if sizes is not QUICK:
+                await prepare(all_flavors[0], sizes)
+                await ollama_round(_thrown_away(), all_flavors, QUICK)
+            async for _ in _rounds(results, sizes, rounds):
+                await ollama_round(results, all_flavors, sizes)
+            for flavor in all_flavors:
+                memory(results, flavor.rig, flavor.group)
+    return results
+
+
+async def measure_process(sizes: Sizes, rounds: int, peer: Path | None = None) -> Results:
+    """A run of what concerns no engine: starts, idle plugins and pulls. Raises TimeoutError after four minutes."""
+    results = Results()
+    async with _scratch() as (scratch, _), AsyncExitStack() as cleanup:
+        executable = launcher(scratch / "plugins")
+        bare = write_plugin(scratch / "bare", {"name": "ollama"}, base="ollama").parent
+        programs = ours(executable, bare, both=peer is not None)
+        programs += [read_peer(peer, scratch).program] if peer else []
+        pulls = await cleanup.enter_async_context(puller(scratch, sizes.pulled))
+        await start_round(_thrown_away(), programs)
+        await cleanup.enter_async_context(left_alone(results, programs, sizes.idle_seconds))
         async for _ in _rounds(results, sizes, rounds):
-            await ollama_round(results, both, sizes)
+            await start_round(results, programs)
+            if pulls is not None:
+                await pulls.round(results)
     return results
 
 
@@ -132,30 +166,45 @@ async def _warm_up(sizes: Sizes, real: Rig, synthetic: Rig) -> None:
         return
     results = _thrown_away()
     await real_round(results, real, QUICK)
-    await synthetic_round(results, synthetic, QUICK)
+    await streams(synthetic.direct, synthetic.direct.chat(sizes.synthetic_tokens), 1)  # which the stand-in keeps
+    await streams_round(results, synthetic, QUICK, STAND_IN)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what the plugin costs.")
     parser.add_argument("--quick", action="store_true", help="one small round: shows that it works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--engine", choices=("all", *_ENGINES), default="all")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the comparisons there, as SVG")
+    parser.add_argument("--check", action="store_true", help="fail when a ratio is far worse than in the baseline")
+    parser.add_argument("--save", action="store_true", help="write this run's ratios as the baseline")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="another plugin for Ollama, measured beside ours")
+    parser.add_argument("--engine", choices=_PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument("--model", type=Path, default=_TINY, help="OpenVINO: the directory of a chat model")
     parser.add_argument("--threads", type=int, default=_THREADS, help="OpenVINO: threads that compute; 0: its choice")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="at most so many")
     return parser.parse_args(arguments)
 
 
+def _parts(options: argparse.Namespace) -> tuple[str, ...]:
+    """What is measured."""
+    about_ollama = options.peer or options.check or options.save
+    return tuple(options.engine or (("ollama", "process") if about_ollama else _PARTS))
+
+
 async def _measure(options: argparse.Namespace) -> list[Results]:
-    """What was asked for, one engine after the other."""
+    """What was asked for, one part after the other."""
     sizes, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
+    peer = options.peer.resolve() if options.peer else None
     found = []
-    if options.engine in ("all", "llamacpp"):
-        found.append(await measure_llamacpp(sizes, rounds))
-    if options.engine in ("all", "ollama"):
-        found.append(await measure_ollama(sizes, rounds))
-    if options.engine in ("all", "openvino"):
-        found.append(await measure_openvino(sizes, rounds, options.model.resolve(), options.threads))
+    for part in _parts(options):
+        if part == "llamacpp":
+            found.append(await measure_llamacpp(sizes, rounds))
+        elif part == "ollama":
+            found.append(await measure_ollama(sizes, rounds, peer))
+        elif part == "openvino":
+            found.append(await measure_openvino(sizes, rounds, options.model.resolve(), options.threads))
+        else:
+            found.append(await measure_process(sizes, rounds, peer))
     return found
 
 
@@ -169,20 +218,37 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    about = _about(options, measured)
+    print(table(measured, about), end="")
+    rows = [row for results in measured for row in results.to_json()]
+    if options.json:
+        shape = {"machine": about, "rows": rows}
+        options.json.write_text(json.dumps(shape, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.plot:
+        options.plot.write_text(plot(rows), encoding="utf-8")
+    if options.save:
+        BASELINE.write_text(json.dumps(ratios(rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.check:
+        complaints = list(worse(rows, json.loads(BASELINE.read_text(encoding="utf-8"))))
+        print("\n" + "\n".join(complaints or ["No ratio is far worse than the baseline's."]))
+        return 1 if complaints else 0
+    return 0
+
+
+def _about(options: argparse.Namespace, measured: list[Results]) -> dict[str, str]:
+    """What the figures were measured on."""
     busy = [share for results in measured for share in results.others]
     about = {
         **machine.describe(),
         "rounds": ", ".join(str(results.rounds) for results in measured),
         "processor in use by others before a round": f"{Spread.of(busy).median:.0f} %, at most {max(busy):.0f} %",
     }
-    if options.engine in ("all", "openvino"):
+    parts = _parts(options)
+    if "openvino" in parts:
         about["OpenVINO's threads"] = str(options.threads or "its choice")
-    print(table(measured, about), end="")
-    if options.json:
-        rows = [row for results in measured for row in results.to_json()]
-        shape = {"machine": about, "rows": rows}
-        options.json.write_text(json.dumps(shape, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 0
+    if {"ollama", "process"} & set(parts):
+        about["the plugin for Ollama"] = "built" if built_is_current() else "this checkout, by a launcher"
+    return about
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ from engine_plugin.transport.sse import DONE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OLLAMA_EVENTS", "OLLAMA_LINES", "OPENAI", "SENT", "Dialect"]
+__all__ = ["OLLAMA_EVENTS", "OLLAMA_LINES", "OPENAI", "TOKEN", "Dialect"]
 
-SENT = re.compile(rb'"sent\W+(\d+)')
-"""In a stand-in's paced token: when it left, by the monotonic clock in nanoseconds."""
-
-_STORY = "Tell me a story."
+TOKEN = re.compile(rb'" (\d+)(?: sent (\d+))?"')
+"""The text of a stand-in's token: its number, and when a paced one left, by the monotonic clock in nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +28,12 @@ class Dialect:
     end: bytes
     """What stands in the last block of a whole stream."""
 
-    def chat(self, model: str, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
-        """A chat request for exactly that many tokens, the same ones every time; `pace` is a stand-in's."""
-        said = json.dumps(pace) if pace else _STORY
+    def chat(self, model: str, tokens: int, *, stream: bool = True, **more: float | str) -> bytes:
+        """A chat request for exactly that many tokens, the same ones every time.
+
+        A stand-in reads its only message: a JSON object with the tokens, and with `more` of `upstream.Wanted`.
+        """
+        said = json.dumps({"tokens": tokens, **more})
         return json.dumps(self.make(model, tokens, said, stream)).encode()
 
 
@@ -57,7 +58,8 @@ def _ollama(model: str, tokens: int, said: str, stream: bool) -> dict[str, Any]:
     }
 
 
-OPENAI = Dialect(_openai, b"data: {", DONE)
 _DONE = b'"done":true'
+
+OPENAI = Dialect(_openai, b"data: {", DONE)
 OLLAMA_LINES = Dialect(_ollama, b'{"model":', _DONE)
 OLLAMA_EVENTS = Dialect(_ollama, b"data: {", _DONE)

@@ -1,7 +1,8 @@
-"""A server that speaks Ollama's API, two ways: straight to it, and through the plugin.
+"""A server that speaks Ollama's API: straight to it, through our plugin, and through another one.
 
-The server is a stand-in, and the plugin is attached to it as to any Ollama. Each of the plugin's flavors of JSON has
-one of its own: Ollama's, where lines are framed as they are, and OpenAI's, into which every line is translated.
+The server is a stand-in, and the plugin is attached to it as to any Ollama. Each of the plugin's flavors of JSON is
+measured: Ollama's, where lines are framed as they are, and OpenAI's, into which every line is translated. Another
+plugin for Ollama is measured beside the first, and then the second is left out.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from benchmarks.dialects import OLLAMA_EVENTS, OLLAMA_LINES, OPENAI
 from benchmarks.helpers import helper
-from benchmarks.measures import synthetic_round
-from benchmarks.ollama_upstream import MODEL
+from benchmarks.measures import streams
+from benchmarks.ollama_upstream import EMBEDDER, MODEL
+from benchmarks.programs import ours
 from benchmarks.results import DIRECT
-from benchmarks.targets import COMMAND, Plugged, Rig, write_plugin
-from engine_plugin.engines.ollama.client import OllamaClient
-from engine_plugin.host import launch
+from benchmarks.rounds import calls_round, streams_round
+from benchmarks.targets import Plugged, Rig, write_plugin
 from engine_plugin.transport.http1 import Http1Client
 from engine_plugin.transport.ndjson import whole_lines
 
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 
     from benchmarks.dialects import Dialect
     from benchmarks.measures import Sizes
+    from benchmarks.programs import Peer, Program
     from benchmarks.results import Results
-    from engine_plugin.host import PluginClient
 
-__all__ = ["Flavor", "flavors", "ollama_round"]
+__all__ = ["Flavor", "flavors", "ollama_round", "prepare"]
 
 _PATHS = {"chat": "/api/chat", "embed": "/api/embed"}
-_ANSWER_LIMIT = 64 * 1024 * 1024
-_START_TIMEOUT = 30.0
+_ANSWER_LIMIT = 128 * 1024 * 1024
 
 
 class DirectLines:
@@ -43,60 +43,80 @@ class DirectLines:
     name = DIRECT
     dialect = OLLAMA_LINES
 
-    def __init__(self, client: OllamaClient) -> None:
-        self._client = client
+    def __init__(self, http: Http1Client) -> None:
+        self._http = http
 
-    def chat(self, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
-        return self.dialect.chat(MODEL, tokens, pace=pace, stream=stream)
+    def chat(self, tokens: int, *, stream: bool = True, **more: float | str) -> bytes:
+        return self.dialect.chat(MODEL, tokens, stream=stream, **more)
+
+    async def nothing(self) -> None:
+        async with self._http.request("GET", "/api/version") as response:
+            await response.read(_ANSWER_LIMIT)
 
     async def call(self, service: str, body: bytes) -> bytes:
-        async with self._client.request("POST", _PATHS[service], body) as response:
+        async with self._http.request("POST", _PATHS[service], body) as response:
             return await response.read(_ANSWER_LIMIT)
 
     @asynccontextmanager
     async def stream(self, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        async with self._client.request("POST", _PATHS["chat"], body) as response:
+        async with self._http.request("POST", _PATHS["chat"], body) as response:
             yield whole_lines(response)
 
 
 @dataclass(frozen=True, slots=True)
 class Flavor:
-    """Both ways, the plugin speaking one flavor. `group` is the title of its table."""
+    """All ways, the plugins speaking one flavor. `group` is the title of its table."""
 
     group: str
     rig: Rig
 
 
 @asynccontextmanager
-async def flavors(folder: Path) -> AsyncIterator[Sequence[Flavor]]:
-    """Both flavors, ready. Ends all processes when left."""
+async def flavors(folder: Path, executable: Path, peer: Peer | None) -> AsyncIterator[Sequence[Flavor]]:
+    """All flavors, ready; only the first with a peer. Ends all processes when left."""
     async with AsyncExitStack() as cleanup:
-        program = await cleanup.enter_async_context(helper("benchmarks.ollama_upstream"))
+        program = await cleanup.enter_async_context(
+            helper("benchmarks.ollama_upstream", *([peer.engine] if peer else []))
+        )
         address = str(await program.answer())
         host, _, port = address.rpartition(":")
         http = Http1Client((host, int(port)))
         cleanup.callback(http.close)
-        direct = DirectLines(OllamaClient(http))
-        native = await _plugged(cleanup, folder / "native", address, "ollama", OLLAMA_EVENTS)
-        openai = await _plugged(cleanup, folder / "openai", address, "openai", OPENAI)
-        yield (
-            Flavor("Ollama's stand-in, Ollama's own JSON", Rig(direct, *native)),
-            Flavor("Ollama's stand-in, OpenAI's JSON", Rig(direct, *openai)),
-        )
+        native = _configured(folder / "native", address, "ollama")
+        programs = [*ours(executable, native, both=peer is not None), *([peer.program] if peer else [])]
+        plugins = await _plugged(cleanup, programs, OLLAMA_EVENTS)
+        direct = DirectLines(http)
+        found = [Flavor("Ollama's stand-in, Ollama's own JSON", Rig(direct, plugins, EMBEDDER))]
+        if peer is None:
+            openai = ours(executable, _configured(folder / "openai", address, "openai"))
+            translated = Rig(direct, await _plugged(cleanup, openai, OPENAI))
+            found.append(Flavor("Ollama's stand-in, OpenAI's JSON", translated))
+        yield found
 
 
-async def _plugged(
-    cleanup: AsyncExitStack, folder: Path, address: str, flavor: str, dialect: Dialect
-) -> tuple[Plugged, PluginClient]:
-    """A plugin that is attached to the server."""
+def _configured(folder: Path, address: str, flavor: str) -> Path:
+    """A directory whose plugin.yaml attaches our plugin to the server."""
     options = {"name": "ollama", "server": "attach", "address": address}
-    write_plugin(folder, options, base="ollama", refs={"chat": f"{flavor}:chat"})
-    client = await launch(COMMAND, name="plugin", cwd=folder, start_timeout=_START_TIMEOUT)
-    await cleanup.enter_async_context(client)
-    return Plugged(client, dialect, MODEL), client
+    return write_plugin(
+        folder, options, base="ollama", refs={"chat": f"{flavor}:chat", "embed": "ollama:embed"}
+    ).parent
 
 
-async def ollama_round(results: Results, both: Sequence[Flavor], sizes: Sizes) -> None:
-    """One round: both flavors, the other one first in every other round."""
-    for flavor in both if results.rounds % 2 else both[::-1]:
-        await synthetic_round(results, flavor.rig, sizes, flavor.group)
+async def _plugged(cleanup: AsyncExitStack, programs: Sequence[Program], dialect: Dialect) -> tuple[Plugged, ...]:
+    clients = [await cleanup.enter_async_context(await program.launch()) for program in programs]
+    return tuple(
+        Plugged(client, dialect, MODEL, program.name) for client, program in zip(clients, programs, strict=True)
+    )
+
+
+async def ollama_round(results: Results, all_flavors: Sequence[Flavor], sizes: Sizes) -> None:
+    """One round: all flavors, another one first in every other round."""
+    for flavor in all_flavors if results.rounds % 2 else all_flavors[::-1]:
+        await calls_round(results, flavor.rig, sizes, flavor.group)
+        await streams_round(results, flavor.rig, sizes, flavor.group)
+
+
+async def prepare(flavor: Flavor, sizes: Sizes) -> None:
+    """Have the server make the lines of the longest stream, which it keeps."""
+    direct = flavor.rig.direct
+    await streams(direct, direct.chat(sizes.synthetic_tokens), 1)

@@ -1,11 +1,9 @@
 """A stand-in for Ollama: the same HTTP and the same lines of JSON, without a model behind them.
 
-    python -m benchmarks.ollama_upstream
+    python -m benchmarks.ollama_upstream [HOST:PORT]
 
-listens on a free port of 127.0.0.1, prints its address as JSON, and ends when its stdin does.
-Like `upstream`, it takes no processor time to speak of: a line is made once. `options.num_predict` says how many
-tokens come, and the last message at what pace. The tokens of a paced stream are `sent N`, with the monotonic clock in
-nanoseconds when they left: what is in texts gets through every translation.
+listens there, or on a free port of 127.0.0.1, prints its address as JSON, and ends when its stdin does. Like
+`upstream`, it takes no processor time to speak of.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ import json
 import os
 import sys
 import threading
-import time
+from functools import cache
 from typing import Any
 
-from benchmarks.upstream import LAST_CHUNK, Connection, chunk, pace, serve, stream_head
+from benchmarks.upstream import LAST_CHUNK, Connection, Wanted, chunk, serve, stream_head
 
 __all__ = ["EMBEDDER", "MODEL", "main"]
 
@@ -71,32 +69,50 @@ _ANSWERS = {
     "/api/version": _encoded({"version": "0.33.1"}),
     "/api/tags": _encoded(_TAGS),
     "/api/ps": _encoded({"models": []}),
-    "/api/embed": _encoded({"model": EMBEDDER, "embeddings": [[0.0123456789] * 384], **_COUNTS}),
 }
+_VECTOR = [0.0123456789] * 384
 _LAST = _line("", done=True, done_reason="length", **_COUNTS)
+
+
+@cache
+def _embeddings(texts: int) -> bytes:
+    return _encoded({"model": EMBEDDER, "embeddings": [_VECTOR] * texts, **_COUNTS})
 
 
 class _Ollama(Connection):
     head = stream_head("application/x-ndjson")
-    token = chunk(_line(" token") + b"\n")
     end = chunk(_LAST + b"\n") + LAST_CHUNK
 
     def answer(self, path: str, request: dict[str, Any], /) -> None:
-        if path != "/api/chat":
+        if path == "/api/embed":
+            texts = request["input"]
+            self.whole(_embeddings(1 if isinstance(texts, str) else len(texts)))
+        elif path == "/api/embeddings":  # the older way, which takes one text
+            if isinstance(request["prompt"], str):
+                self.whole(_encoded({"embedding": _VECTOR}))
+            else:
+                self.whole(_encoded({"error": "prompt must be a string"}), status=400)
+        elif path != "/api/chat":
             self.whole(_ANSWERS[path])
         elif request.get("stream") is False or not request["messages"]:
-            self.whole(_LAST)
+            wanted = Wanted.by(request)
+            self.whole(_line("x" * (wanted.tokens * wanted.length), done=True, done_reason="length", **_COUNTS))
         else:
-            self.begin(int(request["options"]["num_predict"]), self.end, *pace(request))
+            self.begin(Wanted.by(request), self.end)
 
-    def stamped(self) -> bytes:
-        return chunk(_line(f"sent {time.monotonic_ns()}") + b"\n")
+    @staticmethod
+    def token(text: str, /) -> bytes:
+        return chunk(_line(text) + b"\n")
 
 
 def main() -> None:
     """Serve until stdin ends."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    asyncio.run(serve(_Ollama, "127.0.0.1", 0, lambda port: print(json.dumps(f"127.0.0.1:{port}"), flush=True)))
+    host, _, port = (sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0").rpartition(":")
+    try:
+        asyncio.run(serve(_Ollama, host, int(port), lambda port: print(json.dumps(f"{host}:{port}"), flush=True)))
+    except OSError as error:
+        sys.exit(f"benchmarks: {host}:{port}, where the other plugin expects its engine: {error.strerror}")
 
 
 def _end_with_stdin() -> None:

@@ -217,7 +217,7 @@ async def openvino_round(results: Results, line: Lineup, work: Sequence[Load], c
                 done[way.name] = await load.on(way)
         for way in line.ways:
             rate, firsts = done[way.name]
-            _add(results, name, f"tokens/s, {load.label}", "1/s", "ratio", way.name, [rate])
+            _add(results, name, f"tokens/s, {load.label}", "1/s", "rate", way.name, [rate])
             if load.width > 1:
                 _add_spread(results, name, f"first token, {load.label}", way.name, firsts)
         for title, share in (("median", 0.5), ("p99", 0.99)) if health else ():

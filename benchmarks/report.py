@@ -18,20 +18,25 @@ def table(measured: Sequence[Results], machine: Mapping[str, str]) -> str:
     for results in measured:
         for group in dict.fromkeys(row.group for row in results.rows):
             rows = [row for row in results.rows if row.group == group]
-            before, after = rows[0].ways
-            header = ("", before, after, f"{after} to {before}")
+            subject = rows[0].ways[1]
+            header = ("", *rows[0].ways, *(f"{subject} to {other}" for other in rows[0].others))
             parts.append(f"### {group}\n\n{_aligned([header, *(_cells(results, row) for row in rows)])}")
+        refusals = [f"- {way}, {title}: {why}" for (title, way), why in results.refusals.items()]
+        parts += ["Not done:\n\n" + "\n".join(refusals)] if refusals else []
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(results: Results, row: Row) -> tuple[str, str, str, str]:
-    title = f"{row.title}, {row.unit}" if row.unit in ("ms", "s", "MiB", "%") else row.title
-    before, after = (_spread(results.spread(row, way)) for way in row.ways)
-    compared = results.compared(row)
+def _cells(results: Results, row: Row) -> tuple[str, ...]:
+    title = f"{row.title}, {row.unit}" if row.unit in ("ms", "s", "MiB", "MB/s", "%") else row.title
+    measured = [_spread(results.spread(row, way)) for way in row.ways]
+    return title, *measured, *(_comparison(results.compared(row, other), row) for other in row.others)
+
+
+def _comparison(compared: Spread | None, row: Row) -> str:
     if compared is None:
-        return title, before, after, ""
-    mark = "×" if row.compare == "ratio" else "+" if compared.median >= 0 else ""
-    return title, before, after, f"{mark}{_spread(compared)}"
+        return ""
+    mark = "×" if row.compare != "added" else "+" if compared.median >= 0 else ""
+    return f"{mark}{_spread(compared)}"
 
 
 def _spread(spread: Spread | None) -> str:
@@ -49,7 +54,7 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _aligned(rows: list[tuple[str, str, str, str]]) -> str:
+def _aligned(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell + " " * (width - len(cell)) for cell, width in zip(row, widths, strict=True)) + " |"

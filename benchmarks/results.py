@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,22 @@ DIRECT, PLUGIN = "direct", "plugin"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that is measured. `compare`: how the second way is set against the first: "added", "ratio" or ""."""
+    """One thing that is measured in several ways.
+
+    The second way is compared with each of the others, by `compare`: "added" (the difference; less is better), "cost"
+    (the quotient; less is better), "rate" (the quotient; more is better) or "" (not compared).
+    """
 
     group: str
     title: str
     unit: str
     compare: str = ""
-    ways: tuple[str, str] = (DIRECT, PLUGIN)
+    ways: tuple[str, ...] = (DIRECT, PLUGIN)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The ways that the second one is compared with."""
+        return (self.ways[0], *self.ways[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +43,14 @@ class Spread:
     median: float
     p10: float
     p90: float
+    most: float
     samples: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """`values` are at least one."""
         ordered = sorted(values)
-        return cls(median(ordered), quantile(ordered, 0.1), quantile(ordered, 0.9), len(ordered))
+        return cls(median(ordered), quantile(ordered, 0.1), quantile(ordered, 0.9), ordered[-1], len(ordered))
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -58,6 +68,8 @@ class Results:
         self.rounds = 0
         self.others: list[float] = []
         """Percent of the processor that was in use while we did nothing, before each round."""
+        self.refusals: dict[tuple[str, str], str] = {}
+        """What a way could not do, by row title and way, with the reason."""
         self._samples: dict[Row, dict[str, list[list[float]]]] = defaultdict(dict)
 
     def begin_round(self) -> None:
@@ -65,7 +77,7 @@ class Results:
         self.rounds += 1
 
     def add(self, row: Row, target: str, values: Iterable[float]) -> None:
-        """Add one or more samples of the current round."""
+        """Add samples of the current round."""
         rounds = self._samples[row].setdefault(target, [])
         rounds.extend([] for _ in range(self.rounds - len(rounds)))
         rounds[self.rounds - 1].extend(values)
@@ -77,35 +89,49 @@ class Results:
 
     def spread(self, row: Row, target: str) -> Spread | None:
         """All rounds' samples of a row and target together; None when there are none."""
-        values = [value for values in self._samples[row].get(target, ()) for value in values]
-        return Spread.of(values) if values else None
+        return _spread([value for values in self._samples[row].get(target, ()) for value in values])
 
-    def compared(self, row: Row) -> Spread | None:
-        """Over the rounds: the difference (added) or quotient (ratio) of the round's medians, second to first way."""
-        targets = self._samples[row]
-        if not row.compare or not set(row.ways) <= targets.keys():
-            return None
-        before, after = (targets[way] for way in row.ways)
-        pairs = [
-            (median(first), median(second)) for first, second in zip(before, after, strict=False) if first and second
-        ]
+    def compared(self, row: Row, other: str = "") -> Spread | None:
+        """How the second way compares with the first, or with another one: what the table shows."""
         if row.compare == "added":
-            return Spread.of([second - first for first, second in pairs])
-        return Spread.of([second / first for first, second in pairs])
+            return _spread([subject - before for before, subject in self._pairs(row, other)])
+        return self.quotient(row, other)
+
+    def quotient(self, row: Row, other: str = "") -> Spread | None:
+        """The second way divided by the first, or by another one, round by round."""
+        return _spread([subject / before for before, subject in self._pairs(row, other) if before])
+
+    def _pairs(self, row: Row, other: str) -> list[tuple[float, float]]:
+        """The medians of each round: of the other way, and of the second way."""
+        ways = self._samples[row]
+        before, subject = ways.get(other or row.ways[0], []), ways.get(row.ways[1], [])
+        if not row.compare:
+            return []
+        return [
+            (median(first), median(second))
+            for first, second in zip(before, subject, strict=False)
+            if first and second
+        ]
 
     def to_json(self) -> list[dict[str, Any]]:
         """One object a row."""
         return [self._row_json(row) for row in self.rows]
 
     def _row_json(self, row: Row) -> dict[str, Any]:
-        shape: dict[str, Any] = {"group": row.group, "title": row.title, "unit": row.unit}
-        for target in row.ways:
-            shape[target] = _spread_json(self.spread(row, target))
-        shape[row.compare or "compared"] = _spread_json(self.compared(row))
-        return shape
+        return {
+            "group": row.group,
+            "title": row.title,
+            "unit": row.unit,
+            "compare": row.compare,
+            "ways": {way: _json(self.spread(row, way)) for way in row.ways},
+            "compared": {other: _json(self.compared(row, other)) for other in row.others},
+            "quotient": {other: _json(self.quotient(row, other)) for other in row.others},
+        }
 
 
-def _spread_json(spread: Spread | None) -> dict[str, float] | None:
-    if spread is None:
-        return None
-    return {"median": spread.median, "p10": spread.p10, "p90": spread.p90, "samples": spread.samples}
+def _spread(values: Sequence[float]) -> Spread | None:
+    return Spread.of(values) if values else None
+
+
+def _json(spread: Spread | None) -> dict[str, float] | None:
+    return None if spread is None else asdict(spread)

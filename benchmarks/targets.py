@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMMAND",
-    "EMBEDDER",
     "MODEL",
+    "MODEL_FILE",
     "REPOSITORY",
     "Measured",
     "Plugged",
@@ -55,7 +55,7 @@ __all__ = [
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "engine_plugin.app")
 MODEL, EMBEDDER = "tiny-random", "tiny-embed-gguf"
-_MODEL_FILE = REPOSITORY / "tests" / "data" / "gguf" / f"{MODEL}.gguf"
+MODEL_FILE = REPOSITORY / "tests" / "data" / "gguf" / f"{MODEL}.gguf"
 _ANSWER_LIMIT = 64 * 1024 * 1024
 _START_TIMEOUT = 30.0
 
@@ -77,8 +77,11 @@ class Measured(Target, Protocol):
 
     dialect: Dialect
 
-    def chat(self, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
+    def chat(self, tokens: int, *, stream: bool = True, **more: float | str) -> bytes:
         """A chat request for exactly that many tokens; see Dialect."""
+
+    async def nothing(self) -> None:
+        """Ask for the least that can be asked for."""
 
 
 class Direct:
@@ -91,8 +94,12 @@ class Direct:
         """`servers` by service."""
         self._servers = servers
 
-    def chat(self, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
-        return self.dialect.chat(MODEL, tokens, pace=pace, stream=stream)
+    def chat(self, tokens: int, *, stream: bool = True, **more: float | str) -> bytes:
+        return self.dialect.chat(MODEL, tokens, stream=stream, **more)
+
+    async def nothing(self) -> None:
+        async with self._servers["chat"].http().request("GET", "/health") as response:
+            await response.read(_ANSWER_LIMIT)
 
     async def call(self, service: str, body: bytes) -> bytes:
         async with self._servers[service].post(service, body) as response:
@@ -105,38 +112,47 @@ class Direct:
 
 
 class Plugged:
-    """Through the plugin, as a host in Python calls it."""
+    """Through a plugin, as a host in Python calls it. `client` is also for its other rpcs and its pid."""
 
-    name = PLUGIN
-
-    def __init__(self, client: PluginClient, dialect: Dialect = OPENAI, model: str = MODEL) -> None:
+    def __init__(
+        self, client: PluginClient, dialect: Dialect = OPENAI, model: str = MODEL, name: str = PLUGIN
+    ) -> None:
         """`dialect` is what its chat service speaks."""
-        self._client = client
+        self.name = name
+        self.client = client
         self._model = model
         self.dialect = dialect
 
-    def chat(self, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
-        return self.dialect.chat(self._model, tokens, pace=pace, stream=stream)
+    def chat(self, tokens: int, *, stream: bool = True, **more: float | str) -> bytes:
+        return self.dialect.chat(self._model, tokens, stream=stream, **more)
+
+    async def nothing(self) -> None:
+        await self.client.get_operate_status()
 
     async def call(self, service: str, body: bytes) -> bytes:
-        return await self._client.invoke_raw(service, body)
+        return await self.client.invoke_raw(service, body)
 
     def stream(self, body: bytes) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._client.stream("chat", body)
+        return self.client.stream("chat", body)
 
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """Both ways to one kind of engine, ready. `client` is the plugin's own, for its other rpcs and its pid."""
+    """All ways to one kind of engine, ready. The first plugin is ours. `embedder` is a model for embeds, if any."""
 
     direct: Measured
-    plugged: Measured
-    client: PluginClient
+    plugins: tuple[Plugged, ...]
+    embedder: str = ""
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return tuple(target.name for target in self.targets(0))
 
     def targets(self, turn: int) -> Sequence[Measured]:
-        """Both, the other one first in every other round."""
-        both = (self.direct, self.plugged)
-        return both if turn % 2 else both[::-1]
+        """All of them, another one first in each round."""
+        targets = (self.direct, *self.plugins)
+        at = turn % len(targets)
+        return targets[at:] + targets[:at]
 
 
 def write_plugin(
@@ -178,16 +194,17 @@ async def rig(folder: Path, sockets: Path, engine: Mapping[str, Any]) -> AsyncIt
     `sockets` is a private directory with a short path.
     """
     manifest = load_manifest(write_plugin(folder, engine))
-    names = {"chat": MODEL} if "llama_server" in engine else {"chat": MODEL, "embed": EMBEDDER}
+    embedder = "" if "llama_server" in engine else EMBEDDER
+    names = {"chat": MODEL, **({"embed": embedder} if embedder else {})}
     async with AsyncExitStack() as cleanup:
         client = await launch(COMMAND, name="plugin", cwd=folder, start_timeout=_START_TIMEOUT)
         await cleanup.enter_async_context(client)
         await client.start_engine()
-        await client.pull_model(str(_MODEL_FILE))
+        await client.pull_model(str(MODEL_FILE))
         for name in names.values():
             await client.load_model(name)
         servers = await _servers(manifest, names, sockets, cleanup)
-        yield Rig(Direct(servers), Plugged(client), client)
+        yield Rig(Direct(servers), (Plugged(client),), embedder)
 
 
 async def _servers(

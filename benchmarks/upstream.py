@@ -1,9 +1,9 @@
 """A stand-in for llama-server: the same HTTP and the same events, without a model behind them.
 
-It takes no processor time to speak of, so that what is measured through it is the plugin. Standard library only; the
-plugin runs it like any llama-server (`--host`, `--port`, `--version`; other arguments are passed over). A request's
-`max_tokens` says how many events come, all at once or paced: that is said by a last message that is JSON,
-{"interval_ms", "delay_ms"}. Paced events carry `sent`, the monotonic clock in nanoseconds when they left.
+It takes no processor time to speak of, so that what is measured through it is the plugin: the events of unpaced
+streams are made once. Standard library only; the plugin runs it like any llama-server (`--host`, `--port`,
+`--version`; other arguments are passed over). A chat's last message, a JSON object, says what the answer is like: see
+`Wanted`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import asyncio
 import json
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LAST_CHUNK", "Connection", "chunk", "main", "pace", "serve", "stream_head"]
+__all__ = ["LAST_CHUNK", "Connection", "Wanted", "chunk", "main", "serve", "stream_head"]
 
 _EVENTS_A_WRITE = 8
 LAST_CHUNK = b"0\r\n\r\n"
@@ -47,69 +48,71 @@ def _event(choices: list[dict[str, Any]], **more: Any) -> bytes:
     return chunk(f"data: {shape}\n\n".encode())
 
 
-def _token(**more: Any) -> bytes:
-    return _event([{"finish_reason": None, "index": 0, "delta": {"content": " token"}}], **more)
-
-
 _LAST = _event([{"finish_reason": "length", "index": 0, "delta": {}}])
 _LAST_USAGE = _event([], usage=_USAGE)
 _END = chunk(b"data: [DONE]\n\n") + LAST_CHUNK
-_CHOICE = {"finish_reason": "length", "index": 0, "text": "", "message": {"content": "", "role": "assistant"}}
-_WHOLE = json.dumps({**_COMMON, "status": "ok", "choices": [_CHOICE], "usage": _USAGE}).encode()
 
 
-def pace(request: dict[str, Any]) -> tuple[float, float]:
-    """The seconds between the tokens that a chat is to be answered with, and before the first one."""
-    said = request["messages"][-1]["content"]
-    wanted = json.loads(said) if said.startswith("{") else {}
-    return float(wanted.get("interval_ms", 0)) / 1000, float(wanted.get("delay_ms", 0)) / 1000
+class Wanted(NamedTuple):
+    """What a chat is to be answered with."""
+
+    tokens: int = 1
+    length: int = 0
+    """The characters of each token; 0: it is its number."""
+    interval_ms: float = 0
+    """Between two tokens; 0: all leave at once."""
+    delay_ms: float = 0
+    """Before the first token of a paced stream."""
+    padding: str = ""
+    """Makes the request longer."""
+
+    @classmethod
+    def by(cls, request: dict[str, Any]) -> Wanted:
+        """What the last message of a request says; a single token when it is no JSON object."""
+        said = request["messages"][-1]["content"] if request.get("messages") else ""
+        return cls(**json.loads(said)) if said.startswith("{") else cls()
 
 
 class Connection(asyncio.Protocol, ABC):
-    """One connection, one request at a time. What it says to one is a subclass's: `answer` and these three."""
+    """One connection, one request at a time. What it says to one is a subclass's: `answer` and these two."""
 
     head: bytes
     """That of a stream's answer."""
-    token: bytes
-    """A token's chunk."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
+        self._missing = 0
         self._next: asyncio.Handle | None = None
         self._paused = False
-        self._left = 0
-        self._interval = 0.0
+        self._sent = 0
+        self._wanted = Wanted()
         self._due = 0.0
         self._end = b""
-        self._tokens = self.token * _EVENTS_A_WRITE
         self._transport: asyncio.Transport
 
     @abstractmethod
     def answer(self, path: str, request: dict[str, Any], /) -> None:
         """Call `whole` or `begin`."""
 
+    @staticmethod
     @abstractmethod
-    def stamped(self) -> bytes:
-        """A token's chunk with the time at which it leaves."""
+    def token(text: str, /) -> bytes:
+        """The chunk of a token with this text."""
 
-    def whole(self, body: bytes) -> None:
+    def whole(self, body: bytes, status: int = 200) -> None:
         """Answer in one piece."""
-        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        self._transport.write(b"HTTP/1.1 %d -\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
 
-    def begin(self, tokens: int, end: bytes, interval: float, delay: float) -> None:
-        """Answer with so many tokens, then `end`.
-
-        All at once, or one each `interval` seconds, the first after `delay`.
-        """
-        self._left, self._end, self._interval = max(1, tokens), end, interval
-        if interval:
+    def begin(self, wanted: Wanted, end: bytes) -> None:
+        """Answer with these tokens, then `end`."""
+        self._wanted, self._end, self._sent = wanted, end, 0
+        if wanted.interval_ms:
             self._transport.write(self.head)
-            self._due = self._loop.time() + delay
+            self._due = self._loop.time() + wanted.delay_ms / 1000
             self._next = self._loop.call_at(self._due, self._paced)
         else:
-            first = min(self._left, _EVENTS_A_WRITE)
-            self._write(self.head + self.token * first, first)
+            self._burst(self.head)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.Transport):
@@ -117,16 +120,21 @@ class Connection(asyncio.Protocol, ABC):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        head, found, rest = bytes(self._received).partition(b"\r\n\r\n")
-        if not found:
+        self._missing -= len(data)
+        if self._missing > 0:
             return
-        first, *others = head.split(b"\r\n")
+        ends = self._received.find(b"\r\n\r\n") + 4
+        if ends < 4:
+            return
+        first, *others = bytes(self._received[:ends]).strip().split(b"\r\n")
         fields = dict(line.lower().split(b":", 1) for line in others)
         length = int(fields.get(b"content-length", b"0"))
-        if len(rest) < length:
+        self._missing = ends + length - len(self._received)
+        if self._missing > 0:
             return
-        del self._received[: len(head) + 4 + length]
-        self.answer(first.split(b" ")[1].decode(), json.loads(rest[:length]) if length else {})
+        body = self._received[ends : ends + length]
+        del self._received[: ends + length]
+        self.answer(first.split(b" ")[1].decode(), json.loads(body) if body else {})
 
     def connection_lost(self, _exc: Exception | None) -> None:
         if self._next is not None:
@@ -137,45 +145,54 @@ class Connection(asyncio.Protocol, ABC):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._left and not self._interval:
+        if self._sent < self._wanted.tokens and not self._wanted.interval_ms:
             self._burst()
 
-    def _write(self, data: bytes, tokens: int) -> None:
+    def _burst(self, before: bytes = b"") -> None:
         """Send some tokens of an unpaced stream; the next leave when every other stream had its turn."""
-        self._left -= tokens
-        self._transport.write(data if self._left else data + self._end)
-        if self._left and not self._paused:
+        first, self._sent = self._sent, min(self._sent + _EVENTS_A_WRITE, self._wanted.tokens)
+        self._write(before + _tokens(self.token, first, self._sent, self._wanted.length))
+        if self._sent < self._wanted.tokens and not self._paused:
             self._next = self._loop.call_soon(self._burst)
 
-    def _burst(self) -> None:
-        if self._left >= _EVENTS_A_WRITE:
-            self._write(self._tokens, _EVENTS_A_WRITE)
-        elif self._left:
-            self._write(self.token * self._left, self._left)
-
     def _paced(self) -> None:
-        self._left -= 1
-        data = self.stamped()
-        self._transport.write(data if self._left else data + self._end)
-        if self._left:
-            self._due += self._interval
+        text = f" {self._sent} sent {time.monotonic_ns()}"
+        self._sent += 1
+        self._write(self.token(text))
+        if self._sent < self._wanted.tokens:
+            self._due += self._wanted.interval_ms / 1000
             self._next = self._loop.call_at(self._due, self._paced)
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data if self._sent < self._wanted.tokens else data + self._end)
+
+
+@cache
+def _tokens(token: Callable[[str], bytes], first: int, end: int, length: int) -> bytes:
+    """The chunks of some tokens of an unpaced stream."""
+    texts = ("x" * length or f" {number}" for number in range(first, end))
+    return b"".join(token(text) for text in texts)
 
 
 class _LlamaServer(Connection):
     head = stream_head("text/event-stream")
-    token = _token()
 
     def answer(self, _path: str, request: dict[str, Any], /) -> None:
-        if not request.get("stream"):
-            self.whole(_WHOLE)
-            return
-        wants_usage = (request.get("stream_options") or {}).get("include_usage")
-        end = _LAST + (_LAST_USAGE if wants_usage else b"") + _END
-        self.begin(int(request.get("max_tokens", 1)), end, *pace(request))
+        if request.get("stream"):
+            wants_usage = (request.get("stream_options") or {}).get("include_usage")
+            self.begin(Wanted.by(request), _LAST + (_LAST_USAGE if wants_usage else b"") + _END)
+        else:
+            self.whole(_whole(Wanted.by(request)))
 
-    def stamped(self) -> bytes:
-        return _token(sent=time.monotonic_ns())
+    @staticmethod
+    def token(text: str, /) -> bytes:
+        return _event([{"finish_reason": None, "index": 0, "delta": {"content": text}}])
+
+
+def _whole(wanted: Wanted) -> bytes:
+    message = {"content": "x" * (wanted.tokens * wanted.length), "role": "assistant"}
+    choice = {"finish_reason": "length", "index": 0, "text": "", "message": message}
+    return json.dumps({**_COMMON, "status": "ok", "choices": [choice], "usage": _USAGE}).encode()
 
 
 async def serve(
