@@ -26,6 +26,7 @@ from benchmarks.results import Results, Spread
 from benchmarks.rounds import REAL, STAND_IN, calls_round, memory, real_round, streams_round
 from benchmarks.targets import REPOSITORY, rig, stand_in, write_plugin
 from engine_plugin.errors import EnginePluginError
+from engine_plugin.rpc.choice import use_grpcio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -247,6 +248,7 @@ def _about(options: argparse.Namespace, measured: list[Results]) -> dict[str, st
     if "openvino" in parts:
         about["OpenVINO's threads"] = str(options.threads or "its choice")
     if {"ollama", "process"} & set(parts):
+        about["the host's gRPC"] = "grpcio" if use_grpcio() else "native"
         about["the plugin for Ollama"] = "built" if built_is_current() else "this checkout, by a launcher"
     return about
 

@@ -20,7 +20,7 @@ def describe() -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
-        **{name: _version(name) for name in ("grpcio", "protobuf", "xllamacpp", "openvino-genai", "aiohttp")},
+        **{name: _version(name) for name in ("ngh2", "grpcio", "protobuf", "xllamacpp", "openvino-genai", "aiohttp")},
     }
 
 

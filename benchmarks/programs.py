@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -102,9 +103,9 @@ def built_is_current() -> bool:
 
 
 def ours(executable: Path, folder: Path, *, both: bool = False) -> list[Program]:
-    """Our plugin with the plugin.yaml of `folder`; `both`: once more on grpcio, unless it is on grpcio anyway."""
+    """Our plugin with the plugin.yaml of `folder`; `both`: on grpcio, too, where it is installed."""
     env = {PLUGIN_DIR: str(folder)}
     found = [Program(PLUGIN, executable, env)]
-    if both and not use_grpcio():
+    if both and find_spec("grpc") and not use_grpcio():
         found.append(Program(_GRPCIO, executable, {**env, "ENGINE_PLUGIN_GRPC": "grpcio"}))
     return found
