@@ -208,7 +208,6 @@ class Connection(asyncio.Protocol):
         self._frames = ClientFrames(self.core) if role is ngh2.Role.SERVER else None
         self._loop = asyncio.get_running_loop()
         self._flushing = False
-        self._half_closed = False  # by the peer
         self._over = False
 
     # Called by asyncio
@@ -245,10 +244,9 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.flush()
 
-    def eof_received(self) -> bool:
-        """The peer sends no more. A server still answers the calls under way."""
-        self.going_away = self._half_closed = True
-        return self._accept is not None and bool(self.streams) and not self._over
+    def eof_received(self) -> None:
+        """End the calls: a peer that closes its side is gone. gRPC's clients and servers never close only one."""
+        self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._over = self.going_away = True
@@ -305,7 +303,7 @@ class Connection(asyncio.Protocol):
         if self.transport.can_write_eof():
             with suppress(OSError):  # the peer has closed the connection
                 self.transport.write_eof()
-            self._loop.call_later(_LINGER, self.transport.close)
+            self._loop.call_later(_LINGER, self.transport.abort)
         else:
             self.transport.close()
 
@@ -377,8 +375,6 @@ class Connection(asyncio.Protocol):
         stream = self.streams.pop(event.stream_id, None)
         if stream is not None:
             stream.end(event.error_code)
-            if self._half_closed and not self.streams:
-                self.close()
 
     def _goaway(self, _event: events.GoAwayReceived) -> None:
         self.going_away = True

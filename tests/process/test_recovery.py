@@ -87,15 +87,19 @@ async def test_call_during_a_restart_waits_for_it(spawner: Spawner) -> None:
 @pytest.mark.promise("P2")
 async def test_process_that_dies_repeatedly_is_left_dead_at_the_restart_limit(spawner: Spawner) -> None:
     """Its failure names the cause; the next call starts it once more."""
-    watched = Watched(spawner, f"ready:{spawner.path('ready')}", "idle:0.05", "err:bad weights", "exit:9")
+    dying = spawner.folder / "dying"
+    watched = Watched(spawner, f"ready:{spawner.path('ready')}", f"until:{dying}", "err:bad weights", "exit:9")
     await within(watched.process.ensure_ready())
+    dying.touch()
     await within(watched.process.ended.wait())
     assert watched.state is ProcessState.FAILED
     assert len(watched.pids) == 1 + SWIFT["restart_limit"]
     assert "exit code 9" in watched.process.failure
     assert "bad weights" in watched.process.failure
     assert "died 4 times in a row and is not restarted by itself again" in watched.process.failure
+    dying.unlink()
     await within(watched.process.ensure_ready())
+    dying.touch()
     await within(watched.process.ended.wait())
     assert len(watched.pids) == 2 + SWIFT["restart_limit"]
 

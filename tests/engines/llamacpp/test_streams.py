@@ -13,7 +13,7 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.host import ChunkStream, events
-from engine_plugin.host.streams import StreamedCall
+from engine_plugin.host.link import SERVICE
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from tests.patience import LIMIT
 
@@ -28,8 +28,12 @@ STEADY: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
 async def messages(running: RunningPlugin, service: str, request: bytes) -> list[pb.InvokeServiceStreamResponse]:
     """The messages of a streamed answer on the wire."""
     wanted = pb.InvokeServiceRequest(service_name=service, request_data=request)
+    found = []
     async with running.link() as link:
-        return [message async for message in StreamedCall(link, "InvokeServiceStream", LIMIT, wanted)]
+        call = link.begin(SERVICE.methods_by_name["InvokeServiceStream"], wanted, timeout=LIMIT)
+        while (message := await call.read()) is not None:
+            found.append(message)
+    return found
 
 
 def contents(chunk: bytes) -> int:
