@@ -145,6 +145,8 @@ class _NativeCall:
             raise RpcFailure(_UNAVAILABLE, "the connection was lost") from error
         if data is not None:
             stream.send_data(data, end=True)
+        else:
+            connection.flush_soon()
         if deadline is not None:
             stream.end_at(deadline)
         self._stream = stream

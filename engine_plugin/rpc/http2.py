@@ -1,8 +1,8 @@
 """HTTP/2 connections over asyncio, for servers and clients, on the sans-I/O core `ngh2` (libnghttp2).
 
 A `Connection` is an asyncio protocol. It feeds received bytes to the core, passes what arrives to the `Stream`
-concerned, and writes what the core has to send. All that the streams of a connection send within one turn of the
-event loop leaves in one write.
+concerned, and writes what the core has to send: at once after a pause, otherwise at the end of this turn of the event
+loop. A token that comes alone leaves without another turn, and those that come together leave in one write.
 
 Flow control follows consumption: a stream acknowledges bytes when its reader has taken them (`Stream.consumed`), so a
 slow reader stops its own sender after one window, and no other stream. A writer waits in `Stream.writable` while much
@@ -30,11 +30,17 @@ __all__ = ["Connection", "Stream", "StreamEnded"]
 _WINDOW = 1 << 20
 """Bytes that a peer may send on a stream before its reader takes them."""
 
+_ACKNOWLEDGED = _WINDOW >> 3
+"""Bytes that its reader takes before they are acknowledged together."""
+
 _QUEUED = 256 << 10
 """Bytes queued on a stream above which its writer waits."""
 
 _WRITTEN = 256 << 10
 """Bytes taken from the core at a time, so that a full transport stops a long message."""
+
+_PAUSE = 0.0002
+"""Seconds without a write after which the next one is not delayed."""
 
 _LARGEST = (1 << 31) - 1
 _LINGER = 1.0  # seconds for the peer to read the last bytes and close
@@ -64,13 +70,14 @@ class Stream:
     What is sent after the end of the stream goes nowhere; `on_closed` has told the subclass, or will.
     """
 
-    __slots__ = ("_held", "_room", "closed", "connection", "id")
+    __slots__ = ("_held", "_room", "_taken", "closed", "connection", "id")
 
     def __init__(self, connection: Connection, number: int) -> None:
         self.connection = connection
         self.id = number
         self.closed = False
-        self._held = 0  # bytes received and not consumed
+        self._held = 0  # bytes received and not acknowledged
+        self._taken = 0  # of these, bytes that the reader has taken
         self._room: asyncio.Future[None] | None = None
 
     def on_headers(self, headers: Headers, *, ended: bool) -> None:
@@ -90,20 +97,25 @@ class Stream:
         raise NotImplementedError
 
     def send_headers(self, headers: Iterable[tuple[bytes, bytes]], *, end: bool = False) -> None:
-        """Send the head of a response (server)."""
+        """Send the head of a response (server). Unless it is the end, it leaves with the body or the trailers."""
         with suppress(*_ENDED):
             self.connection.core.send_response(self.id, headers, end_stream=end)
-        self.connection.flush_soon()
+        if end:
+            self.connection.flush_soon()
 
-    def send_data(self, data: bytes, *, end: bool = False) -> None:
-        """Queue bytes of the body; a writer of many awaits `writable` in between."""
+    def send_data(self, data: bytes, *, end: bool = False, more: bool = False) -> None:
+        """Queue bytes of the body; a writer of many awaits `writable` in between.
+
+        With `more` they leave with what the caller sends next.
+        """
         if self.closed:
             return
         try:
             self.connection.core.send_data(self.id, data, end_stream=end)
         except _ENDED:
             return
-        self.connection.flush_soon()
+        if not more:
+            self.connection.flush_soon()
 
     def send_trailers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Finish this side with trailers (server)."""
@@ -144,10 +156,11 @@ class Stream:
 
     def consumed(self, amount: int | None = None) -> None:
         """Let the peer send as many more bytes as the reader has taken: at most those that arrived, None for all."""
-        amount = self._held if amount is None else min(amount, self._held)
-        if amount and not self.closed:
-            self._held -= amount
-            self.connection.acknowledge(self.id, amount)
+        self._taken = self._held if amount is None else min(self._taken + amount, self._held)
+        if self._taken >= _ACKNOWLEDGED and not self.closed:
+            self.connection.acknowledge(self.id, self._taken)
+            self._held -= self._taken
+            self._taken = 0
             self.connection.flush_soon()
 
     # Called by the connection
@@ -164,7 +177,7 @@ class Stream:
         self.closed = True
         if self._held and code is not None:
             self.connection.acknowledge(self.id, self._held)
-        self._held = 0
+        self._held = self._taken = 0
         self.wake()
         self.on_closed(code)
 
@@ -207,7 +220,9 @@ class Connection(asyncio.Protocol):
         self._lost = lost
         self._frames = ClientFrames(self.core) if role is ngh2.Role.SERVER else None
         self._loop = asyncio.get_running_loop()
-        self._flushing = False
+        self._flushing = False  # a flush is about to come
+        self._written = 0.0  # when something was, by the event loop's clock
+        self._events: list[events.Event] = []  # of the core, to be handled
         self._over = False
 
     # Called by asyncio
@@ -222,6 +237,7 @@ class Connection(asyncio.Protocol):
         if self._over:
             return
         core, error = self.core, None
+        self._flushing = True  # below
         try:
             if self._frames is not None:
                 data, error = self._frames.admit(data)
@@ -257,7 +273,10 @@ class Connection(asyncio.Protocol):
     # Called by the owner and the streams
 
     def request(self, headers: Iterable[tuple[bytes, bytes]], stream: Callable[[Connection, int], _S]) -> _S:
-        """Begin a request (client). Raises StreamEnded when the connection takes no more."""
+        """Begin a request (client), which leaves with its body or at a flush.
+
+        Raises StreamEnded when the connection takes no more.
+        """
         try:
             if self.going_away or not self.core.can_send_request:
                 raise StreamEnded
@@ -266,7 +285,6 @@ class Connection(asyncio.Protocol):
             raise StreamEnded from error
         begun = stream(self, number)
         self.streams[number] = begun
-        self.flush_soon()
         return begun
 
     def refuse(self, number: int, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> None:
@@ -314,10 +332,16 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def flush_soon(self) -> None:
-        """Write what the core has to send at the end of this turn of the event loop."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self.flush)
+        """Write what the core has to send: at once after a pause, else at the end of this turn of the event loop."""
+        if self._flushing or self._over:
+            return
+        if self._loop.time() - self._written > _PAUSE:
+            self._write()
+            self._events += self.core.events()
+            if not self._events:
+                return
+        self._flushing = True
+        self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what the core has to send, until the transport is full."""
@@ -336,6 +360,7 @@ class Connection(asyncio.Protocol):
     def _write(self) -> None:
         while not self.paused and (data := self.core.data_to_send(_WRITTEN)):
             self.transport.write(data)
+            self._written = self._loop.time()
 
     def _end_streams(self) -> None:
         streams, self.streams = self.streams, {}
@@ -345,7 +370,8 @@ class Connection(asyncio.Protocol):
     # Events of the core
 
     def _handle_events(self) -> None:
-        for event in self.core.events():
+        arrived, self._events = [*self._events, *self.core.events()], []
+        for event in arrived:
             handle = _HANDLERS.get(type(event))
             if handle is not None:
                 handle(self, event)

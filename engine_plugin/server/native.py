@@ -167,7 +167,7 @@ class _ServerCall(Stream):
             else:
                 answer = await method.handler(self._only_message(), self)
             if not method.streams_response:
-                self._put(answer)
+                self._put(answer, more=True)
         except HostGone:
             return
         except RpcError as error:
@@ -200,13 +200,13 @@ class _ServerCall(Stream):
             error = InvalidRequestError(f"not a valid {kind.DESCRIPTOR.full_name} message")
             raise RpcError.of(GrpcStatus.INVALID_ARGUMENT, error) from None
 
-    def _put(self, message: Message) -> None:
+    def _put(self, message: Message, *, more: bool = False) -> None:
         if self._answered:
             return
         if not self._headed:
             self._headed = True
             self.send_headers(_HEAD)
-        self.send_data(prefixed(message.SerializeToString()))
+        self.send_data(prefixed(message.SerializeToString()), more=more)
 
     def _end(self, status: int, details: str, metadata: Mapping[str, str]) -> None:
         """End the call, once."""
