@@ -19,7 +19,7 @@ from benchmarks.ollama import flavors, ollama_round, prepare
 from benchmarks.openvino import Load, lineup, loads, openvino_round
 from benchmarks.plot import plot
 from benchmarks.processes import left_alone, start_round
-from benchmarks.programs import built_is_current, launcher, ours, read_peer
+from benchmarks.programs import built_is_current, ours, read_peer
 from benchmarks.pulls import puller
 from benchmarks.report import table
 from benchmarks.results import Results, Spread
@@ -124,9 +124,8 @@ async def measure_ollama(sizes: Sizes, rounds: int, peer: Path | None = None) ->
     minutes."""
     results = Results()
     async with _scratch() as (scratch, _):
-        executable = launcher(scratch / "plugins")
         other = read_peer(peer, scratch) if peer else None
-        async with flavors(scratch, executable, other) as all_flavors:
+        async with flavors(scratch, other) as all_flavors:
             if sizes is not QUICK:
                 await prepare(all_flavors[0], sizes)
                 await ollama_round(_thrown_away(), all_flavors, QUICK)
@@ -141,9 +140,8 @@ async def measure_process(sizes: Sizes, rounds: int, peer: Path | None = None) -
     """A run of what concerns no engine: starts, idle plugins and pulls. Raises TimeoutError after four minutes."""
     results = Results()
     async with _scratch() as (scratch, _), AsyncExitStack() as cleanup:
-        executable = launcher(scratch / "plugins")
         bare = write_plugin(scratch / "bare", {"name": "ollama"}, base="ollama").parent
-        programs = ours(executable, bare, both=peer is not None)
+        programs = ours(scratch, bare, both=peer is not None)
         programs += [read_peer(peer, scratch).program] if peer else []
         pulls = await cleanup.enter_async_context(puller(scratch, sizes.pulled))
         await start_round(_thrown_away(), programs)

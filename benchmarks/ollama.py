@@ -72,7 +72,7 @@ class Flavor:
 
 
 @asynccontextmanager
-async def flavors(folder: Path, executable: Path, peer: Peer | None) -> AsyncIterator[Sequence[Flavor]]:
+async def flavors(folder: Path, peer: Peer | None) -> AsyncIterator[Sequence[Flavor]]:
     """All flavors, ready; only the first with a peer. Ends all processes when left."""
     async with AsyncExitStack() as cleanup:
         program = await cleanup.enter_async_context(
@@ -83,12 +83,12 @@ async def flavors(folder: Path, executable: Path, peer: Peer | None) -> AsyncIte
         http = Http1Client((host, int(port)))
         cleanup.callback(http.close)
         native = _configured(folder / "native", address, "ollama")
-        programs = [*ours(executable, native, both=peer is not None), *([peer.program] if peer else [])]
+        programs = [*ours(folder, native, both=peer is not None), *([peer.program] if peer else [])]
         plugins = await _plugged(cleanup, programs, OLLAMA_EVENTS)
         direct = DirectLines(http)
         found = [Flavor("Ollama's stand-in, Ollama's own JSON", Rig(direct, plugins, EMBEDDER))]
         if peer is None:
-            openai = ours(executable, _configured(folder / "openai", address, "openai"))
+            openai = ours(folder, _configured(folder / "openai", address, "openai"))
             translated = Rig(direct, await _plugged(cleanup, openai, OPENAI))
             found.append(Flavor("Ollama's stand-in, OpenAI's JSON", translated))
         yield found

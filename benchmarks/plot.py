@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot"]
 
-_LEFT, _WIDTH, _LINE = 430, 560, 20
+_LEFT, _WIDTH, _LINE = 450, 560, 20
 _MOST = 32.0  # times better or worse; what is beyond stands at the edge
 _COLORS = ("#4063d8", "#cb3c33", "#389826", "#9558b2", "#b8860b")
 _STYLE = "text{font:12px sans-serif;fill:#333}.head{font-weight:bold}.rule{stroke:#ccc}.one{stroke:#333}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.host import PluginClient
 
-__all__ = ["PEER", "Peer", "Program", "built_is_current", "launcher", "ours", "read_peer"]
+__all__ = ["PEER", "Peer", "Program", "built_is_current", "ours", "read_peer"]
 
 PEER = "peer"
 _GRPCIO = "plugin on grpcio"
@@ -67,7 +67,7 @@ class Peer:
 
 
 def read_peer(folder: Path, home: Path) -> Peer:
-    """The plugin in a directory, whose home will be `home`. Raises RuntimeError.
+    """The plugin in a directory, whose home and temporary files will be in `home`. Raises RuntimeError.
 
     Only these two values are read: another plugin's manifest need not have what ours must.
     """
@@ -80,17 +80,7 @@ def read_peer(folder: Path, home: Path) -> Peer:
         engine = urlsplit(shape["provider"]["engine_host"]).netloc
     except (KeyError, TypeError):
         raise RuntimeError(f"{file}: needs platforms.{platform_key()}.executable and provider.engine_host") from None
-    return Peer(Program(PEER, executable, {"HOME": str(home)}), engine)
-
-
-def launcher(scratch: Path) -> Path:
-    """Our plugin's executable: that of `make build` when it is of these sources, else one that runs this checkout."""
-    if built_is_current():
-        return load_manifest(_BUILT / "plugin.yaml").executable()
-    arguments = ("--linked", "--output", str(scratch), "plugins/ollama/plugin.yaml")
-    command = [sys.executable, "scripts/build.py", *arguments]
-    subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
-    return load_manifest(scratch / _BUILT.name / "plugin.yaml").executable()
+    return Peer(Program(PEER, executable, {"HOME": str(home), "TMPDIR": str(home)}), engine)
 
 
 def built_is_current() -> bool:
@@ -102,10 +92,28 @@ def built_is_current() -> bool:
     return True
 
 
-def ours(executable: Path, folder: Path, *, both: bool = False) -> list[Program]:
-    """Our plugin with the plugin.yaml of `folder`; `both`: on grpcio, too, where it is installed."""
+def ours(scratch: Path, folder: Path, *, both: bool = False) -> list[Program]:
+    """Our plugin with the plugin.yaml of `folder`; `both`: on grpcio, too, where it is installed.
+
+    It is the one that `make build` has built, when that is of these sources, else a launcher of this checkout in
+    `scratch`. Only the latter has grpcio.
+    """
     env = {PLUGIN_DIR: str(folder)}
-    found = [Program(PLUGIN, executable, env)]
+    linked = _linked(scratch / "plugins")
+    found = [Program(PLUGIN, _executable(_BUILT) if built_is_current() else linked, env)]
     if both and find_spec("grpc") and not use_grpcio():
-        found.append(Program(_GRPCIO, executable, {**env, "ENGINE_PLUGIN_GRPC": "grpcio"}))
+        found.append(Program(_GRPCIO, linked, {**env, "ENGINE_PLUGIN_GRPC": "grpcio"}))
     return found
+
+
+def _linked(plugins: Path) -> Path:
+    folder = plugins / _BUILT.name
+    if not folder.exists():
+        arguments = ("--linked", "--output", str(plugins), "plugins/ollama/plugin.yaml")
+        command = [sys.executable, "scripts/build.py", *arguments]
+        subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
+    return _executable(folder)
+
+
+def _executable(folder: Path) -> Path:
+    return load_manifest(folder / "plugin.yaml").executable()
