@@ -46,9 +46,8 @@ class RelayingTlsServer(TlsServer):
         return AioServer("plugin", only_for=self._identity if self._loopback else None)
 
     async def _dial(self) -> Dial:
-        return await self._on_loopback() if self._loopback or sys.platform == "win32" else await self._on_socket()
-
-    async def _on_socket(self) -> Dial:
+        if self._loopback or sys.platform == "win32":
+            return await self._on_loopback()
         from engine_plugin.system.socketdir import keep_fresh, private_directory
 
         # A separate directory: the group that may use the announced socket must not reach this one.
