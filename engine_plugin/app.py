@@ -16,12 +16,25 @@ from engine_plugin import PLUGIN_DIR
 from engine_plugin.goplugin import serve
 from engine_plugin.protocol.handshake import COOKIE
 from engine_plugin.server.seam import HostedPlugin
+from engine_plugin.system.deferred import defer
 from engine_plugin.system.utf8 import begin_in_utf8
 
 if TYPE_CHECKING:
+    from engine_plugin.goplugin.early import EarlyListener
     from engine_plugin.manifest import Manifest
 
 __all__ = ["build", "from_here", "main"]
+
+# What asyncio, protobuf and this package import and a plugin that starts does not use; measured by `-X importtime`.
+_UNUSED = (
+    "asyncio.sslproto",
+    "ctypes",
+    "google.protobuf.internal.python_message",
+    "platform",
+    "psutil",
+    "ssl",
+    "zipfile",
+)
 
 
 def build(manifest: Manifest) -> HostedPlugin:
@@ -72,20 +85,20 @@ def _manifest_file(plugin_dir: Path | None) -> Path:
     return find_manifest(places, passed_over=log.warning)
 
 
-def main(plugin_dir: str = "") -> int:
+def main(plugin_dir: str = "", early: EarlyListener | None = None) -> int:
     """Serve a host. Returns the exit status.
 
     `plugin_dir` is the plugin's directory, which the launcher of a built plugin passes. Without it, the manifest is
-    searched from the program's directory upwards.
+    searched from the program's directory upwards. `early` is where the plugin listens if it is announced already.
     """
-
     begin_in_utf8()
+    defer(*_UNUSED)
     os.umask(0o077)  # all files created from here on, also by engines, are for this user only
 
     async def load() -> HostedPlugin:
         return from_here(Path(plugin_dir) if plugin_dir else None)
 
-    return serve.run(load, COOKIE)
+    return serve.run(load, COOKIE, early)
 
 
 if __name__ == "__main__":

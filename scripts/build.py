@@ -40,6 +40,8 @@ __all__ = ["BuildError", "build", "build_linked", "main", "manifests"]
 
 TEMPLATES = ROOT / "scripts" / "launcher"
 START = PurePosixPath("lib/start_plugin.py")
+# A copy of the manifest, which is valid: while plugin.yaml is the same, the plugin announces itself before it loads.
+CHECKED = "checked-plugin.yaml"
 MINOR = "{}.{}".format(*sys.version_info[:2])
 # Isolated from the user's Python settings; and, when everything is in lib/, from that Python's other packages.
 LINKED_FLAGS = "-I -X utf8"
@@ -190,6 +192,7 @@ def write_plugin(plan: Plan, root: Path) -> None:
         compile_lib(lib)
     write_launcher(plan, root)
     shutil.copy(plan.manifest.path, root)
+    shutil.copy(plan.manifest.path, lib / CHECKED)
 
 
 def switch(fresh: Path, target: Path, scratch: Path) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
+import sys
 import threading
 from collections import deque
 from datetime import UTC, datetime
@@ -56,7 +58,7 @@ class HclogFormatter(logging.Formatter):
 
 
 class HclogHandler(logging.Handler):
-    """Writes hclog lines to a descriptor from its own thread.
+    """Writes hclog lines to a descriptor; what would block, from a thread of its own.
 
     A host that does not read blocks that thread and never the event loop; other threads wait for a lock only. Lines
     beyond a backlog of 4 MiB are dropped, counted and reported. Nothing raises.
@@ -71,7 +73,7 @@ class HclogHandler(logging.Handler):
         self._backlog = 0
         self._dropped = 0
         self._closed = False
-        threading.Thread(target=self._run, name="hclog", daemon=True).start()
+        self._writer: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -96,10 +98,16 @@ class HclogHandler(logging.Handler):
                 text = f"{self._dropped} log lines were dropped: the host had stopped reading stderr"
                 notice = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "msg": text})
                 line = self.format(notice).encode() + b"\n" + line
-                self._dropped = 0
-            self._lines.append(line)
-            self._backlog += len(line)
-            self._changed.notify_all()
+            if not self._backlog and _is_room(self._fd, len(line)):
+                _write_all(self._fd, line)
+            elif self._has_writer():
+                self._lines.append(line)
+                self._backlog += len(line)
+                self._changed.notify_all()
+            else:
+                self._dropped += 1
+                return
+            self._dropped = 0
 
     def drain(self, timeout: float) -> None:
         """Wait until all lines are written, at most `timeout` seconds. Called before the process exits."""
@@ -109,9 +117,22 @@ class HclogHandler(logging.Handler):
     def close(self) -> None:
         """Let the thread write its backlog and end, without waiting. Called by `logging` at exit."""
         with self._changed:
+            if self._writer is None and not self._closed:
+                os.close(self._fd)
             self._closed = True
             self._changed.notify_all()
         super().close()
+
+    def _has_writer(self) -> bool:
+        """Start the thread if need be. False if the system refuses it."""
+        if self._writer is None:
+            writer = threading.Thread(target=self._run, name="hclog", daemon=True)
+            try:
+                writer.start()
+            except RuntimeError:
+                return False
+            self._writer = writer
+        return True
 
     def _run(self) -> None:
         while True:
@@ -143,6 +164,15 @@ def install_hclog(environ: Mapping[str, str], fd: int = 2) -> HclogHandler:
             "%s is %r. Set it to one of %s.", LEVEL_VARIABLE, wanted, ", ".join(_LEVELS)
         )
     return handler
+
+
+def _is_room(fd: int, size: int) -> bool:
+    """Whether so many bytes can be written without waiting."""
+    if sys.platform == "win32" or size > select.PIPE_BUF:
+        return False
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _write_all(fd: int, data: bytes) -> None:

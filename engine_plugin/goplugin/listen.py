@@ -5,18 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Coroutine
 
+    from engine_plugin.goplugin.early import EarlyListener
     from engine_plugin.goplugin.handshake import HostEnv
+    from engine_plugin.server.native import NativeServer
     from engine_plugin.server.seam import RpcServer
 
-__all__ = ["listening"]
+__all__ = ["listening", "listening_early"]
+
+
+@contextlib.asynccontextmanager
+async def listening_early(server: NativeServer, early: EarlyListener) -> AsyncIterator[tuple[str, str]]:
+    """As `listening`, on a socket that is announced already."""
+    from engine_plugin.system.socketdir import keep_fresh, remove_stale
+
+    directory = Path(early.directory)
+    try:
+        await server.adopt(early.take())
+        remove_stale(directory.parent)
+        async with _background(keep_fresh(directory)):
+            yield "unix", early.path
+    finally:
+        early.close()
 
 
 @contextlib.asynccontextmanager
@@ -41,11 +58,17 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[tuple[str
             raise EnginePluginError(f"cannot listen on {path}: {error}") from error
         if host.socket_group:
             give_to_group(path, host.socket_group, 0o660)
-        keeping = asyncio.create_task(keep_fresh(directory))
-        try:
+        async with _background(keep_fresh(directory)):
             yield "unix", str(path)
-        finally:
-            keeping.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def _listen_tcp(server: RpcServer, low: int, high: int) -> str:

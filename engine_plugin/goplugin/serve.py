@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import TypeAlias
 
+    from engine_plugin.goplugin.early import EarlyListener
     from engine_plugin.goplugin.watchdog import LastResort
     from engine_plugin.protocol.handshake import Cookie
     from engine_plugin.server.seam import HostedPlugin
@@ -27,18 +28,21 @@ __all__ = ["run"]
 _FLUSH_LIMIT = 0.1  # seconds to write the last log lines
 
 
-def run(load: Load, cookie: Cookie) -> int:
+def run(load: Load, cookie: Cookie, early: EarlyListener | None = None) -> int:
     """Serve a host until it ends the plugin; returns the exit status. Called by `app.main` in the main thread.
 
     `cookie` is the one that hosts of this kind of plugin set. `load` builds the plugin. Its errors are logged,
     EnginePluginError without a traceback, and end the process with 1 and without a handshake, as do an invalid
-    environment and a run by hand.
+    environment and a run by hand. `early` is where the plugin listens if its handshake line is printed already; a
+    host that connects meanwhile waits for `load`, or sees the connection end when the caller closes `early`.
     """
     if not is_hosted(os.environ, cookie):
         sys.stderr.write(RUN_BY_HAND)
         return 1
     parent = os.getppid()
     _ignore_interrupts()
+    if early is not None:
+        _leave_on_signals()
 
     import logging
 
@@ -50,7 +54,7 @@ def run(load: Load, cookie: Cookie) -> int:
     last_resort = LastResort(flush=lambda: log_lines.drain(_FLUSH_LIMIT))
     log = logging.getLogger(__name__)
     try:
-        _run_session(load, parent, last_resort)
+        _run_session(load, parent, last_resort, early)
     except EnginePluginError as error:
         log.error("%s", error)
     except Exception:
@@ -62,10 +66,10 @@ def run(load: Load, cookie: Cookie) -> int:
     return 1
 
 
-def _run_session(load: Load, parent: int, last_resort: LastResort) -> None:
+def _run_session(load: Load, parent: int, last_resort: LastResort, early: EarlyListener | None) -> None:
     from engine_plugin.goplugin.stdout import StandardOutput
 
-    stdout = StandardOutput()
+    stdout = StandardOutput(early.output if early is not None else None)
     try:
         host = HostEnv.from_environ(os.environ)
         from engine_plugin.goplugin.session import Session
@@ -75,7 +79,7 @@ def _run_session(load: Load, parent: int, last_resort: LastResort) -> None:
         raise_file_limit()
 
         async def main() -> None:
-            await Session(host, stdout, last_resort).run(load, parent)
+            await Session(host, stdout, last_resort, early).run(load, parent)
 
         run_to_the_end(main())
     finally:
@@ -88,3 +92,13 @@ def _ignore_interrupts() -> None:
 
     # A handler and not SIG_IGN: the engine's process would inherit that.
     signal.signal(signal.SIGINT, lambda _number, _frame: None)
+
+
+def _leave_on_signals() -> None:
+    """Exit in order if the host ends the plugin before the session handles that."""
+    import signal
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: sys.exit(0))

@@ -3,6 +3,8 @@
 loading ──► listening ──► announced ──► stopping ──► exit 0
    │ error       │ error                   ▲
    └─► exit 1 ◄──┘        Shutdown rpc, SIGTERM, SIGHUP, the host's death (at any time from the start)
+
+With an `EarlyListener` the line was printed before all of this, and connections wait for the end of the load.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine_plugin.goplugin.handshake import handshake_line
-from engine_plugin.goplugin.listen import listening
+from engine_plugin.goplugin.listen import listening, listening_early
 from engine_plugin.goplugin.services import own_services
-from engine_plugin.goplugin.watchdog import watch_host
+from engine_plugin.goplugin.watchdog import watching_host
 from engine_plugin.rpc.choice import use_grpcio
 from engine_plugin.server import new_server
 from engine_plugin.waiting import handle_signal
@@ -24,6 +26,7 @@ from engine_plugin.waiting import handle_signal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from engine_plugin.goplugin.early import EarlyListener
     from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.goplugin.stdout import StandardOutput
     from engine_plugin.goplugin.tls import TlsServer
@@ -47,8 +50,11 @@ class Session:
     Raises EnginePluginError for a host's certificate that cannot be read.
     """
 
-    def __init__(self, host: HostEnv, stdout: StandardOutput, last_resort: LastResort) -> None:
+    def __init__(
+        self, host: HostEnv, stdout: StandardOutput, last_resort: LastResort, early: EarlyListener | None = None
+    ) -> None:
         self._host = host
+        self._early = early
         self._trusted = _trusted(host.client_cert)
         self._stdout = stdout
         self._last_resort = last_resort
@@ -64,22 +70,32 @@ class Session:
     async def run(self, load: Callable[[], Awaitable[HostedPlugin]], parent: int) -> None:
         """Run the session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""
         self._stop_on_signals()
-        watch_host(parent, lambda: self.stop("the host has died"))
         try:
-            plugin = await self._unless_stopped(load())
-            if plugin is not None:
-                await self._serve(plugin)
+            with watching_host(parent, lambda: self.stop("the host has died")):
+                plugin = await self._unless_stopped(load())
+                if plugin is not None:
+                    await self._serve(plugin)
             self._last_resort.exit_code = 0
         finally:
             self._last_resort.arm(_END_LIMIT)
 
     async def _serve(self, plugin: HostedPlugin) -> None:
-        server, certificate = self._server()
+        certificate = b""
+        server: RpcServer
+        if self._early is not None:
+            from engine_plugin.server.native import NativeServer
+
+            server = native = NativeServer()
+            place = listening_early(native, self._early)
+        else:
+            server, certificate = self._server()
+            place = listening(server, self._host)
         try:
             for service in (*own_services(self._stdout.buffer, self.stop), *plugin.services):
                 server.add(service)
-            async with listening(server, self._host) as (network, address):
-                if self._announce(network, address, certificate):
+            async with place as (network, address):
+                if self._early or self._announce(network, address, certificate):
+                    _log.debug("serving", extra={"network": network, "address": address})
                     _log.info("stopping: %s", await self._stopped)
         finally:
             self._last_resort.arm(_END_LIMIT)
@@ -108,7 +124,6 @@ class Session:
         except OSError as error:
             _log.error("the host took no handshake line and must have died: %s", error)
             return False
-        _log.debug("serving", extra={"network": network, "address": address})
         return True
 
     def _stop_on_signals(self) -> None:

@@ -7,12 +7,18 @@ for the end of stdout and stderr, so no child may hold them.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import io
 import os
+import select
+import signal
 import sys
 import threading
+
+if sys.platform == "linux":
+    import fcntl
 
 __all__ = ["OutputBuffer", "StandardOutput"]
 
@@ -66,17 +72,24 @@ class OutputBuffer:
 
 
 class StandardOutput:
-    """Keeps the real stdout for the handshake line; fd 1 leads into `buffer`. Created first of all, by `serve`."""
+    """Keeps the real stdout for the handshake line; fd 1 leads into `buffer`.
 
-    def __init__(self) -> None:
+    Created first of all, by `serve`, in the main thread.
+    """
+
+    def __init__(self, source: int | None = None) -> None:
+        """`source` is the pipe into which fd 1 leads already, if the line is printed."""
         self.buffer = OutputBuffer()
-        self._real = os.dup(1)  # not inheritable, as all descriptors that Python creates
-        source, sink = os.pipe()
-        # Children may inherit this pipe: its other end closes with this process, so the host never waits for them.
-        os.dup2(sink, 1)
-        os.close(sink)
+        if source is None:
+            self._real = os.dup(1)  # not inheritable, as all descriptors that Python creates
+            source, sink = os.pipe()
+            # Children may inherit this pipe: its other end closes with this process, so no host waits for them.
+            os.dup2(sink, 1)
+            os.close(sink)
+        self._source = source
+        self._pumped = False
         os.set_inheritable(2, False)
-        threading.Thread(target=self._pump, args=(source,), name="stdout", daemon=True).start()
+        self._await_output()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)
 
@@ -97,13 +110,40 @@ class StandardOutput:
         The buffer ends with the last output, unless a child still holds the pipe. Without a handshake line the real
         stdout stays open: at its end the host kills the plugin, and the logged error would be lost.
         """
+        if not self._pumped:
+            self._signal_output(False)
+            self.buffer.close()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
 
-    def _pump(self, source: int) -> None:
-        # A thread, because output of the event loop's own thread must be read while it is blocked.
-        with open(source, "rb", buffering=0) as pipe:
+    # A thread reads the pipe, because output of the event loop's own thread must be read while it is blocked. Most
+    # plugins print nothing: on Linux the thread begins with the first output, which interrupts even a blocked write.
+
+    def _await_output(self) -> None:
+        if sys.platform == "linux":
+            signal.signal(signal.SIGIO, lambda _number, _frame: self._start_pump())
+            fcntl.fcntl(self._source, fcntl.F_SETOWN, os.getpid())
+            self._signal_output(True)
+            if select.select([self._source], [], [], 0)[0]:  # printed before
+                self._start_pump()
+        else:
+            self._start_pump()
+
+    def _signal_output(self, wanted: bool) -> None:
+        if sys.platform == "linux":
+            fcntl.fcntl(self._source, fcntl.F_SETFL, os.O_ASYNC if wanted else 0)
+
+    def _start_pump(self) -> None:
+        if self._pumped:
+            return
+        with contextlib.suppress(RuntimeError):  # the system refuses a thread; the next output tries again
+            _thread.start_new_thread(self._pump, ())  # `threading` has locks, which a signal's handler must not take
+            self._pumped = True
+            self._signal_output(False)
+
+    def _pump(self) -> None:
+        with io.FileIO(self._source) as pipe:
             while data := pipe.read(1 << 16):
                 self.buffer.put(data)
         self.buffer.close()

@@ -1,75 +1,77 @@
-"""Two watchdogs outside the event loop: for the host's death, and for a shutdown that takes too long.
+"""Two watchdogs: for the host's death, and for a shutdown that takes too long. POSIX needs no thread for either.
 
-A host that crashes sends no signal, and its plugin would go on running with the engine and its memory. Threads
-watch, so that a blocked event loop does not matter.
+A host that crashes sends no signal, and its plugin would go on running with the engine and its memory.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
-import queue
 import select
+import signal
 import sys
 import threading
-import time
+from io import FileIO
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["LastResort", "wait_until_host_gone", "watch_host"]
+__all__ = ["LastResort", "watching_host"]
 
 _POLL_INTERVAL = 0.5  # seconds between looks, where the system has no event for a parent's end
 
 _log = logging.getLogger(__name__)
 
 
-def watch_host(parent: int, gone: Callable[[], None]) -> None:
-    """Call `gone`, in a thread, when the host has died. `parent` is os.getppid() at the process's start."""
+@contextlib.contextmanager
+def watching_host(parent: int, gone: Callable[[], None]) -> Iterator[None]:
+    """Call `gone`, on the loop or in a thread, when `parent` is no longer the parent of this process.
 
-    def watch() -> None:
-        wait_until_host_gone(parent)
-        gone()
-
-    threading.Thread(target=watch, name="watch-host", daemon=True).start()
-
-
-def wait_until_host_gone(parent: int) -> None:
-    """Return when `parent` is no longer the parent of this process.
-
-    A parent of 1 is watched too: the host may be init of a container (ipykernel #233).
+    `parent` is os.getppid() at the process's start. A parent of 1 is watched too: the host may be init of a container
+    (ipykernel #233).
     """
     if sys.platform == "win32":
-        _wait_on_windows(parent)
+        threading.Thread(target=_wait_on_windows, args=(parent, gone), name="watch-host", daemon=True).start()
+        yield
         return
-    if sys.platform == "linux":
-        _wait_for_pidfd(parent)
-    while os.getppid() == parent:
-        time.sleep(_POLL_INTERVAL)
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+    with contextlib.ExitStack() as cleanup:
 
+        def look() -> None:
+            nonlocal timer
+            if os.getppid() != parent:
+                gone()
+            else:
+                timer = loop.call_later(_POLL_INTERVAL, look)
 
-if sys.platform == "linux":
+        def ended() -> None:
+            loop.remove_reader(end)
+            look()
 
-    def _wait_for_pidfd(parent: int) -> None:
-        """Return when `parent` has ended, or at once where the system has no event for it."""
         try:
-            fd = os.pidfd_open(parent)
+            end = cleanup.enter_context(contextlib.closing(_end_of(parent)))
         except OSError:  # already ended, not permitted, or no such call in this kernel or sandbox
-            return
-        try:
-            # The pid names the intended process only while it is still the parent.
+            look()
+        else:
             if os.getppid() == parent:
-                poll = select.poll()
-                poll.register(fd, select.POLLIN)
-                poll.poll()
+                loop.add_reader(end, ended)
+                cleanup.callback(loop.remove_reader, end)
+            else:  # its pid may belong to another process by now
+                gone()
+        try:
+            yield
         finally:
-            os.close(fd)
+            if timer is not None:
+                timer.cancel()
 
 
 if sys.platform == "win32":
 
-    def _wait_on_windows(parent: int) -> None:
+    def _wait_on_windows(parent: int, gone: Callable[[], None]) -> None:
         import psutil
 
         try:
@@ -77,30 +79,58 @@ if sys.platform == "win32":
             if host.create_time() <= psutil.Process().create_time():  # else the pid was reused
                 host.wait()
         except psutil.NoSuchProcess:
-            return
+            pass
+        gone()
+
+elif sys.platform == "linux":
+
+    def _end_of(pid: int) -> FileIO:
+        """What becomes readable when the process ends. Raises OSError."""
+        return FileIO(os.pidfd_open(pid))
+
+else:
+
+    def _end_of(pid: int) -> select.kqueue:
+        """What becomes readable when the process ends. Raises OSError."""
+        queue = select.kqueue()
+        try:
+            queue.control([select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)], 0)
+        except OSError:
+            queue.close()
+            raise
+        return queue
 
 
 class LastResort:
     """Kills the process when its shutdown hangs: a blocked loop, an executor's thread, a library's exit handler.
 
-    The process then exits with `exit_code`, after `flush`, which must be bounded. The thread is created at the start:
-    at the shutdown the system may refuse another (a full pids cgroup, `ulimit -v`).
+    The process then exits with `exit_code`, after `flush`, which must be bounded. On POSIX a signal interrupts the
+    main thread: at the shutdown the system may refuse another thread (a full pids cgroup, `ulimit -v`). Created in
+    the main thread.
     """
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self.exit_code = 1
         self._flush = flush
-        self._armed: queue.SimpleQueue[float] = queue.SimpleQueue()  # `put` is reentrant, as a signal handler needs
-        threading.Thread(target=self._wait, name="last-resort", daemon=True).start()
+        self._seconds = 0.0
+        if sys.platform != "win32":
+            signal.signal(signal.SIGALRM, lambda _number, _frame: self._kill())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])  # as the host may have left it
 
     def arm(self, seconds: float) -> None:
         """Kill the process in `seconds`. Only the first call counts. Called from any thread or a signal handler."""
-        self._armed.put(seconds)
+        if self._seconds:
+            return
+        self._seconds = seconds
+        if sys.platform == "win32":
+            timer = threading.Timer(seconds, self._kill)
+            timer.daemon = True
+            timer.start()
+        else:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def _wait(self) -> None:
-        seconds = self._armed.get()
-        time.sleep(seconds)
+    def _kill(self) -> None:
         if self.exit_code:
-            _log.error("the plugin did not exit within %.1f s and is killed", seconds)
+            _log.error("the plugin did not exit within %.1f s and is killed", self._seconds)
         self._flush()
         os._exit(self.exit_code)

@@ -1,17 +1,16 @@
-"""The constants of the handshake between hosts and this kind of plugin (docs/protocol.md)."""
+"""The constants of the handshake between hosts and this kind of plugin (docs/protocol.md). Imports nothing."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 __all__ = ["COOKIE", "CORE_PROTOCOL_VERSION", "PROTOCOL_VERSIONS", "Cookie"]
 
 
-class Cookie(NamedTuple):
+class Cookie:
     """go-plugin's magic cookie: an environment variable by which a plugin knows that a host has started it."""
 
-    name: str
-    value: str
+    def __init__(self, name: str, value: str) -> None:
+        self.name = name
+        self.value = value
 
 
 COOKIE = Cookie("AOG_PLUGIN", "aog-provider-plugin-v1")

@@ -20,6 +20,7 @@ from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import host_of, is_loopback, unix_path
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable, Mapping
 
     from google.protobuf.message import Message
@@ -279,6 +280,12 @@ class NativeServer(RpcServer):
                 await self._peers.prepare(host_of(address))
         self.open()
         return bound
+
+    async def adopt(self, listener: socket.socket) -> None:
+        """Listen on a unix socket that listens already; as `start`. The socket is closed by `stop`."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_unix_server(self.connection, sock=listener, backlog=_WAITING_CONNECTIONS)
+        self.open()
 
     def open(self) -> None:
         """Answer calls on connections made by `connection`, for an owner that listens itself."""

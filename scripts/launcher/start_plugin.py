@@ -5,6 +5,7 @@ import sys
 
 BUILT_FOR = "@MINOR@"
 PACKAGES = r"@PACKAGES@"
+CHECKED = "checked-plugin.yaml"
 
 
 def main() -> int:
@@ -14,9 +15,33 @@ def main() -> int:
         sys.exit(f"[ERROR] this plugin was built for Python {BUILT_FOR}, not {running} ({sys.executable})")
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, os.path.normpath(os.path.join(here, PACKAGES)))
-    from engine_plugin.app import main as serve
+    plugin_dir = os.path.dirname(here)
+    early = None
+    if is_as_built(plugin_dir, here):
+        from engine_plugin.goplugin.early import announce_early
 
-    return serve(os.path.dirname(here))
+        early = announce_early(os.environ)
+    try:
+        from engine_plugin.app import main as serve
+
+        return serve(plugin_dir, early)
+    except ImportError as error:
+        sys.exit(f"[ERROR] the plugin is incomplete: {error}. Build or install it again")
+    finally:
+        if early is not None:
+            early.close()
+
+
+def is_as_built(plugin_dir: str, lib: str) -> bool:
+    """Whether plugin.yaml is the one that was checked when the plugin was built, to the byte."""
+    try:
+        with (
+            open(os.path.join(plugin_dir, "plugin.yaml"), "rb") as now,
+            open(os.path.join(lib, CHECKED), "rb") as then,
+        ):
+            return now.read() == then.read()
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A hosted plugin for the tests, run as `python -m tests.goplugin.plugin`.
 
 It serves ProviderService, of which it answers InvokeService alone: the request's service name says what to do
-inside the plugin. TEST_LOAD and TEST_ACLOSE say how loading and closing go; TEST_PACE is what the time limits of its
-end are multiplied by.
+inside the plugin. TEST_LOAD and TEST_ACLOSE say how loading and closing go; with TEST_EARLY it announces itself
+before it loads; TEST_PACE is what the time limits of its end are multiplied by.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.goplugin.early import announce_early
 from engine_plugin.goplugin.serve import run
 from engine_plugin.protocol.handshake import COOKIE
 from engine_plugin.server.seam import HostedPlugin
@@ -139,6 +140,9 @@ async def load() -> HostedPlugin:
         case "hang":
             logging.getLogger("test").info("loading")
             await asyncio.Event().wait()
+        case "stdin":
+            logging.getLogger("test").info("loading")
+            sys.stdin.readline()  # holds the loop, as imports do
         case "print":
             make_noise()
         case "terminate":
@@ -152,4 +156,9 @@ async def load() -> HostedPlugin:
 
 
 if __name__ == "__main__":
-    sys.exit(run(load, COOKIE))
+    early = announce_early(os.environ) if os.environ.get("TEST_EARLY") else None
+    try:
+        sys.exit(run(load, COOKIE, early))
+    finally:
+        if early is not None:
+            early.close()

@@ -1,21 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine_plugin.goplugin import watchdog
-from engine_plugin.goplugin.watchdog import wait_until_host_gone, watch_host
+from engine_plugin.goplugin.watchdog import watching_host
 from tests.goplugin.hosting import ROOT, environ
-from tests.patience import LIMIT
+from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import FileIO
 
 # Its child watches it; the child writes to the pipe that both inherit, and the pipe ends with both.
 PARENT = """
@@ -24,12 +25,16 @@ child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 child.wait()
 """
 CHILD = """
-import os, sys
-from engine_plugin.goplugin import watchdog
+import asyncio, os
+from engine_plugin.goplugin.watchdog import watching_host
 parent = os.getppid()
 {before}
-print("watching", flush=True)
-watchdog.wait_until_host_gone(parent)
+async def watch():
+    gone = asyncio.Event()
+    with watching_host(parent, gone.set):
+        print("watching", flush=True)
+        await gone.wait()
+asyncio.run(watch())
 print("gone", os.getppid() != parent, flush=True)
 """
 WITHOUT_PIDFD = """
@@ -58,42 +63,42 @@ def test_death_of_the_parent_is_detected(parent: subprocess.Popen[str]) -> None:
     assert parent.stdout.read() == "gone True\n"
 
 
-@pytest.mark.promise("G36")
-def test_parent_that_died_before_the_watch_is_detected() -> None:
-    """Between reading the parent's pid and watching it, it may die and its pid be reused."""
+async def until_gone(parent: int) -> None:
+    """Return when the watchdog reports the end of `parent`."""
     gone = threading.Event()
-    sleeper = subprocess.Popen([sys.executable, "-c", ""])
-    sleeper.wait(LIMIT)
-    watch_host(sleeper.pid, gone.set)
-    assert gone.wait(LIMIT)
+    with watching_host(parent, gone.set):
+        assert await asyncio.to_thread(gone.wait, LIMIT)
+
+
+@pytest.mark.promise("G36")
+async def test_parent_that_died_before_the_watch_is_detected() -> None:
+    """Between reading the parent's pid and watching it, it may die and its pid be reused."""
+    sleeper = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await within(sleeper.wait())
+    await until_gone(sleeper.pid)
 
 
 @pytest.mark.promise("G36")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no change of parent")
-def test_reused_pid_of_the_parent_is_detected() -> None:
+async def test_reused_pid_of_the_parent_is_detected() -> None:
     """The pid now belongs to another process."""
-    gone = threading.Event()
-    watch_host(os.getpid(), gone.set)
-    assert gone.wait(LIMIT)
+    await until_gone(os.getpid())
 
 
 @pytest.mark.promise("G36", "F4")
 @pytest.mark.skipif(sys.platform == "win32", reason="init is a matter of POSIX")
-def test_parent_with_pid_1_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_parent_with_pid_1_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host may be a container's init."""
-    polls = 0
+    looks = iter([1, 1, 1, 0])
 
-    def sleep(_seconds: float) -> None:
-        nonlocal polls
-        polls += 1
-        if polls == 3:
-            monkeypatch.setattr(os, "getppid", lambda: 0)
+    def refuse(_pid: int) -> FileIO:
+        raise OSError("no such call")
 
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    monkeypatch.setattr(watchdog, "_wait_for_pidfd", lambda _parent: None, raising=False)
-    monkeypatch.setattr(time, "sleep", sleep)
-    wait_until_host_gone(1)
-    assert polls == 3
+    monkeypatch.setattr(os, "getppid", lambda: next(looks))
+    monkeypatch.setattr(watchdog, "_end_of", refuse, raising=False)
+    monkeypatch.setattr(watchdog, "_POLL_INTERVAL", 0)
+    await until_gone(1)
+    assert list(looks) == []
 
 
 @pytest.mark.promise("G34")

@@ -138,6 +138,33 @@ def test_launcher_without_any_interpreter_reports_the_required_version(linked: P
     assert f"needs Python {MINOR}, which is not on PATH" in said
 
 
+def hosted(plugin: Path, short_dir: Path) -> tuple[str, str, int]:
+    """Run a plugin that cannot load as a host does; returns its stdout, its stderr and its exit status."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PLUGIN_")}
+    env |= {"AOG_PLUGIN": "aog-provider-plugin-v1", "PLUGIN_UNIX_SOCKET_DIR": str(short_dir)}
+    env |= {"ENGINE_PLUGIN_GRPC": "native"}
+    done = subprocess.run([executable(plugin)], env=env, capture_output=True, text=True, timeout=LIMIT)
+    return done.stdout, done.stderr, done.returncode
+
+
+@pytest.mark.promise("G11", "G35")
+@posix
+def test_plugin_with_its_manifest_as_built_is_announced_before_it_loads(linked: Path, short_dir: Path) -> None:
+    """One whose manifest was changed is loaded first: here neither can be."""
+    start = linked / build.START
+    text = start.read_text(encoding="utf-8")
+    start.write_text(text.replace("import main as serve", "import missing as serve"), encoding="utf-8")
+    reason = "[ERROR] the plugin is incomplete: cannot import name 'missing' from 'engine_plugin.app'"
+    line, said, status = hosted(linked, short_dir)
+    assert line.startswith(f"1|1|unix|{short_dir}/engine-plugin-")
+    assert (said.startswith(reason), status) == (True, 1)
+    assert list(short_dir.iterdir()) == []
+    with (linked / "plugin.yaml").open("a", encoding="utf-8") as manifest:
+        manifest.write("# changed\n")
+    line, said, status = hosted(linked, short_dir)
+    assert (line, said.startswith(reason), status) == ("", True, 1)
+
+
 @posix
 def test_incomplete_directory_is_reported(linked: Path) -> None:
     shutil.rmtree(linked / "lib")

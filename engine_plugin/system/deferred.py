@@ -1,0 +1,49 @@
+"""Modules of others that are loaded when they are used, not when they are imported, for a quick start."""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
+__all__ = ["defer"]
+
+
+class _Deferred(ModuleType):
+    """A module that is not loaded yet. (`importlib.util.LazyLoader` loads at the next `import` statement.)"""
+
+    def __getattr__(self, name: str) -> Any:
+        spec = self.__spec__
+        if spec is None or spec.loader is None:
+            raise AttributeError(name)
+        object.__setattr__(self, "__class__", ModuleType)
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def defer(*names: str) -> None:
+    """Make later imports of these modules load nothing until an attribute of the module is used.
+
+    Called by a program before its other imports. What is loaded already, or not installed, stays as it is.
+    """
+    for name in names:
+        if name not in sys.modules and (spec := _found(name)):
+            module = module_from_spec(spec)
+            module.__class__ = _Deferred
+            sys.modules[name] = module
+
+
+def _found(name: str) -> ModuleSpec | None:
+    """Find a module without importing the packages that it is in, as `importlib.util.find_spec` would."""
+    spec, path, parts = None, None, name.split(".")
+    for count in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: count + 1]), path)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    return spec
