@@ -1,6 +1,6 @@
 """A lean HTTP/1.1 client for engines, over a unix socket, or TCP with or without TLS.
 
-It undoes the chunked encoding and nothing more: no event is parsed. A slow reader pauses the socket (`_HIGH_WATER`),
+It undoes the chunked encoding and nothing more: no event is parsed. A slow reader pauses the socket (at 128 KiB),
 so that a slow host slows down the engine; what arrives meanwhile is returned as one block, which coalesces events.
 A block is small enough for the processor's cache, and for memory that the allocator reuses.
 
@@ -9,36 +9,25 @@ Protocol errors raise BadGatewayError; an engine that cannot be reached raises U
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import ipaddress
-import os
-import socket
 import time
 from collections import deque
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
-from engine_plugin.errors import BadGatewayError, UnavailableError
-from engine_plugin.system.limits import NO_FILES, files_in_use
+from engine_plugin.errors import BadGatewayError
 from engine_plugin.transport.chunked import ChunkedBody
+from engine_plugin.transport.connections import ROOM, Connection, Stock, connect, open_connection
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
 __all__ = ["BrokenOffError", "Http1Client", "HttpResponse", "Response"]
 
-_ROOM = 64 * 1024
-"""Bytes that are read from a socket at a time."""
-_HIGH_WATER = 2 * _ROOM
-"""Bytes that wait for their reader before the socket is paused."""
 _MAX_HEAD = 64 * 1024
 _FIRST_BYTES = b"HTTP/1."
-_CONNECT_TIMEOUT = 5.0
-_LONGEST_PAUSE = 5.0
 _SAFE_METHODS = ("GET", "HEAD")
 _KEEP_ALIVE = 4.0
 """Seconds after which an idle connection is closed, before the engine's own expiry, so that a request seldom meets a
@@ -79,70 +68,6 @@ class HttpResponse(Protocol):
         return b"".join(blocks)
 
 
-class _Connection(asyncio.BufferedProtocol):
-    """One connection: the received bytes that its reader has not taken, and the one reader that waits."""
-
-    def __init__(self, client: Http1Client) -> None:
-        self._client = client
-        self.transport: asyncio.Transport  # from `connection_made` on
-        self.buffer = b""
-        self.ended = False
-        self.broken = False  # closed with an error
-        self.idle_since = 0.0
-        self._waiter: asyncio.Future[None] | None = None
-        self._paused = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
-        return self._client.room  # filled and passed to `buffer_updated` in one step of the event loop
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.buffer += bytes(self._client.room[:nbytes])
-        self._client.heard = True
-        if len(self.buffer) >= _HIGH_WATER and not self._paused:
-            self._paused = True
-            self.transport.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> bool:
-        self.ended = True
-        self._wake()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.ended = True
-        self.broken = exc is not None
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def more(self) -> bool:
-        """Wait for more bytes; False at the end of the connection."""
-        if self.ended:
-            return False
-        if self._paused:
-            self._paused = False
-            self.transport.resume_reading()
-        self._waiter = asyncio.get_running_loop().create_future()
-        before = len(self.buffer)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        return len(self.buffer) > before
-
-    @property
-    def usable(self) -> bool:
-        return not self.ended and not self.buffer and not self.transport.is_closing()
-
-    def abort(self) -> None:
-        self.transport.abort()
-
-
 @dataclass(eq=False, repr=False)
 class Http1Client:
     """An HTTP client for one engine process.
@@ -151,8 +76,9 @@ class Http1Client:
     certificate must match the host.
 
     With `resend` a request is sent again if the engine closed an idle connection just before it. Without, only GET
-    and HEAD reuse a connection, and no request is sent twice. A refused connection, over which nothing was sent, is
-    retried `connect_retries` times, after `backoff` seconds, doubled each time.
+    and HEAD reuse a connection, and no request is sent twice; up to `ahead` connections are then opened before other
+    requests need them. A refused connection, over which nothing was sent, is retried `connect_retries` times, after
+    `backoff` seconds, doubled each time.
     """
 
     address: str | tuple[str, int]
@@ -160,6 +86,7 @@ class Http1Client:
     _: KW_ONLY
     tls: ssl.SSLContext | None = None
     resend: bool = True
+    ahead: int = 0
     connect_retries: int = 0
     backoff: float = 0.25
     heard: bool = field(default=False, init=False)
@@ -170,8 +97,9 @@ class Http1Client:
         host = "localhost" if isinstance(address, str) else _host_field(*address, tls=self.tls is not None)
         lines = [f"host: {host}", *(f"{name}: {value}" for name, value in self.headers.items())]
         self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
-        self._idle: deque[_Connection] = deque()
-        self.room = memoryview(bytearray(_ROOM))
+        self._idle: deque[Connection] = deque()
+        self._stock = Stock(self._open, self.ahead) if self.ahead else None
+        self.room = memoryview(bytearray(ROOM))
         """Where all connections receive."""
 
     def request(
@@ -186,63 +114,37 @@ class Http1Client:
         return Response(self, head + fields.encode("latin-1") + body, over_idle=over_idle)
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle and the unused connections."""
+        if self._stock is not None:
+            self._stock.close()
         while self._idle:
             self._idle.pop().abort()
 
-    def _take_idle(self) -> _Connection | None:
+    def _take_idle(self) -> Connection | None:
         oldest_good = time.monotonic() - _KEEP_ALIVE
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since >= oldest_good:
+            if connection.usable and connection.since >= oldest_good:
                 return connection
             connection.abort()
         return None
 
-    def _give_back(self, connection: _Connection) -> None:
+    def _give_back(self, connection: Connection) -> None:
         if not self.resend and len(self._idle) >= _SPARE:
             connection.abort()
             return
-        connection.idle_since = time.monotonic()
+        connection.since = time.monotonic()
         self._idle.append(connection)
-        while self._idle and self._idle[0].idle_since < connection.idle_since - _KEEP_ALIVE:
+        while self._idle and self._idle[0].since < connection.since - _KEEP_ALIVE:
             self._idle.popleft().abort()
 
-    async def _connect(self) -> _Connection:
-        """Open a connection. Raises UnavailableError, with the OSError as its cause."""
-        pause = self.backoff
-        for left in range(self.connect_retries, -1, -1):
-            try:
-                async with asyncio.timeout(_CONNECT_TIMEOUT):
-                    return await self._connect_once()
-            except TimeoutError:
-                raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
-            except OSError as error:
-                if not left or not isinstance(error, ConnectionRefusedError):
-                    reason = _reason(error)
-                    raise UnavailableError(f"the engine cannot be reached: {reason}", reason=reason) from error
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        raise AssertionError("the last attempt returns or raises")
+    async def _connect(self) -> Connection:
+        """A connection for a request that needs a new one. Raises UnavailableError, with the OSError as its cause."""
+        fresh = self._stock.take() if self._stock is not None else None
+        return fresh or await connect(self._open, self.connect_retries, self.backoff)
 
-    async def _connect_once(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        if isinstance(self.address, str):
-            return (await loop.create_unix_connection(lambda: _Connection(self), self.address))[1]
-        host, port = self.address
-        name = host if self.tls is not None else None
-        errors: list[OSError] = []
-        for address in await _addresses(host, port):  # one by one: asyncio would hide which address refused
-            try:
-                made = await loop.create_connection(
-                    lambda: _Connection(self), address, port, ssl=self.tls, server_hostname=name
-                )
-            except OSError as error:
-                errors.append(error)
-            else:
-                return made[1]
-        # A refusing server may be starting; any other failure of an address counts for all.
-        raise next((error for error in errors if not isinstance(error, ConnectionRefusedError)), errors[0])
+    async def _open(self) -> Connection:
+        return await open_connection(self, self.address, self.tls)
 
 
 class Response(HttpResponse):
@@ -256,7 +158,7 @@ class Response(HttpResponse):
         self._client = client
         self._message = message
         self._over_idle = over_idle
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._chunks: ChunkedBody | None = None
         self._left = 0  # bytes of a body without chunks yet to arrive
         self._complete = False
@@ -303,7 +205,7 @@ class Response(HttpResponse):
         if connection is None:
             return
         self.broken = connection.ended and not self._complete
-        if self._complete and self._reusable and connection.usable:
+        if self._complete and self._reusable and self._over_idle and connection.usable:
             self._client._give_back(connection)
         else:
             connection.abort()
@@ -312,7 +214,7 @@ class Response(HttpResponse):
         if self._given_up:
             raise BadGatewayError("the request was given up")
 
-    async def _exchange(self, connection: _Connection) -> bool:
+    async def _exchange(self, connection: Connection) -> bool:
         self._connection = connection
         connection.transport.write(self._message)
         room = _MAX_HEAD
@@ -394,31 +296,6 @@ class Response(HttpResponse):
             self._left -= len(data)
             self._complete = self._left == 0
         return data, len(data)
-
-
-async def _addresses(host: str, port: int) -> Sequence[str]:
-    """The IP addresses of a host, at least one. Raises OSError."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError:  # not valid as IDNA (RFC 5890)
-            raise OSError(f"{host[:64]!a} is not a valid host name") from None
-        return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
-    return [host]
-
-
-def _reason(error: OSError) -> object:
-    """The system's reason for a failed connection: asyncio's message has addresses but no reason."""
-    if isinstance(error, ConnectionRefusedError):
-        return os.strerror(errno.ECONNREFUSED)  # on Windows the errno is that of an invalid argument
-    if isinstance(error, ConnectionError) and error.errno:
-        return os.strerror(error.errno)
-    if error.errno in NO_FILES:
-        return files_in_use(error)
-    return getattr(error, "verify_message", "") or error.strerror or error
 
 
 def _host_field(host: str, port: int, *, tls: bool) -> str:

@@ -638,7 +638,7 @@ async def test_cancelled_connect_closes_its_socket(short_dir: Path) -> None:
 
 
 async def test_server_that_does_not_accept_times_out(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_plugin.transport.http1._CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr("engine_plugin.transport.connections.CONNECT_TIMEOUT", 0.2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

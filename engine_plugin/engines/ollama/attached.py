@@ -26,6 +26,7 @@ from engine_plugin.errors import (
 from engine_plugin.redaction import entered
 from engine_plugin.single_flight import SingleFlight
 from engine_plugin.system.files import in_thread
+from engine_plugin.transport.connections import CONNECTIONS_AHEAD
 from engine_plugin.transport.http1 import BrokenOffError, Http1Client
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ class AttachedOllama:
 
     async def _connection(self) -> Http1Client:
         tls = await in_thread(ssl.create_default_context) if self.address.scheme == "https" else None
-        return Http1Client((self.address.host, self.address.port), self.headers, tls=tls, resend=False)
+        address = self.address.host, self.address.port
+        return Http1Client(address, self.headers, tls=tls, resend=False, ahead=CONNECTIONS_AHEAD)
 
 
 async def _fetch_version(client: OllamaClient) -> str:

@@ -19,6 +19,7 @@ from engine_plugin.errors import EnginePluginError, PreconditionError, Unavailab
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.system.files import LARGEST_JSON, in_thread
 from engine_plugin.transport.answers import Complaint
+from engine_plugin.transport.connections import CONNECTIONS_AHEAD
 
 if TYPE_CHECKING:
     import ssl
@@ -165,7 +166,8 @@ class ServerFinder:
         finally:
             probe.close()
         retries, backoff = self._options.connect_retries, self._options.connect_backoff
-        http = probe.client(resend=False, connect_retries=retries, backoff=backoff)
+        ahead = CONNECTIONS_AHEAD if server.holds_connections else 0
+        http = probe.client(resend=False, ahead=ahead, connect_retries=retries, backoff=backoff)
         found = AttachedServer(probe, server, info, http)
         if before is not None:
             found.keep_learned(before)

@@ -139,6 +139,8 @@ class Hostile:
 
     async def die(self) -> None:
         """Stop at once and close all connections."""
+        for _ in range(5):  # a closed asyncio server would leave connections open that it is accepting
+            await asyncio.sleep(0)
         if self._listener is not None:
             self._listener.close()
         for task in list(self._tasks):

@@ -158,6 +158,8 @@ class ServerAdapter(ABC):
     """Whether rerank returns logits instead of probabilities."""
     detects_disconnect: ClassVar[bool] = True
     """Whether it detects a disconnected caller while it does not stream."""
+    holds_connections: ClassVar[bool] = False
+    """Whether connections without a request cost it nothing: no thread waits for each. Some are opened ahead then."""
     ignored_event: ClassVar[bytes] = b""
     """An event without content that is dropped."""
     form_fields: ClassVar[Mapping[str, str]] = {"response_format": "verbose_json"}

@@ -19,6 +19,7 @@ class LmStudioAdapter(ServerAdapter):
     name: ClassVar[str] = "lmstudio"
     title: ClassVar[str] = "LM Studio"
     start: ClassVar[str] = "lms server start"
+    holds_connections: ClassVar[bool] = True
     loads_on_demand: ClassVar[bool] = True
     unlimited_tokens: ClassVar[tuple[int | None, ...]] = (-1,)
 

@@ -16,6 +16,7 @@ class OvmsAdapter(ServerAdapter):
     name: ClassVar[str] = "ovms"
     title: ClassVar[str] = "the OpenVINO Model Server"
     start: ClassVar[str] = "ovms --rest_port 8000 --config_path config.json"
+    holds_connections: ClassVar[bool] = True
     form_fields: ClassVar[dict[str, str]] = {}
     ignores: ClassVar[frozenset[str]] = frozenset({"suffix"})
     reads_wav_only: ClassVar[bool] = True

@@ -16,6 +16,7 @@ class VllmAdapter(ServerAdapter):
     name: ClassVar[str] = "vllm"
     title: ClassVar[str] = "vLLM"
     start: ClassVar[str] = "vllm serve MODEL"
+    holds_connections: ClassVar[bool] = True
     unlimited_tokens: ClassVar[tuple[int | None, ...]] = (None,)  # the default is 16 tokens
 
     def matches(self, probe: Probe) -> bool:
