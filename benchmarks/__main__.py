@@ -24,7 +24,7 @@ from benchmarks.pulls import puller
 from benchmarks.report import table
 from benchmarks.results import Results, Spread
 from benchmarks.rounds import REAL, STAND_IN, calls_round, memory, real_round, streams_round
-from benchmarks.targets import REPOSITORY, rig, stand_in, write_plugin
+from benchmarks.targets import REPOSITORY, rig, stand_in
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.rpc.choice import use_grpcio
 
@@ -140,8 +140,7 @@ async def measure_process(sizes: Sizes, rounds: int, peer: Path | None = None) -
     """A run of what concerns no engine: starts, idle plugins and pulls. Raises TimeoutError after four minutes."""
     results = Results()
     async with _scratch() as (scratch, _), AsyncExitStack() as cleanup:
-        bare = write_plugin(scratch / "bare", {"name": "ollama"}, base="ollama").parent
-        programs = ours(scratch, bare, both=peer is not None)
+        programs = ours(scratch, both=peer is not None)
         programs += [read_peer(peer, scratch).program] if peer else []
         pulls = await cleanup.enter_async_context(puller(scratch, sizes.pulled))
         await start_round(_thrown_away(), programs)

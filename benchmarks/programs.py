@@ -92,13 +92,13 @@ def built_is_current() -> bool:
     return True
 
 
-def ours(scratch: Path, folder: Path, *, both: bool = False) -> list[Program]:
-    """Our plugin with the plugin.yaml of `folder`; `both`: on grpcio, too, where it is installed.
+def ours(scratch: Path, folder: Path | None = None, *, both: bool = False) -> list[Program]:
+    """Our plugin, with the plugin.yaml of `folder` or its own; `both`: on grpcio, too, where it is installed.
 
     It is the one that `make build` has built, when that is of these sources, else a launcher of this checkout in
     `scratch`. Only the latter has grpcio.
     """
-    env = {PLUGIN_DIR: str(folder)}
+    env = {PLUGIN_DIR: str(folder)} if folder else {"AOG_DATA_DIR": str(scratch / "data")}
     linked = _linked(scratch / "plugins")
     found = [Program(PLUGIN, _executable(_BUILT) if built_is_current() else linked, env)]
     if both and find_spec("grpc") and not use_grpcio():
