@@ -1,8 +1,9 @@
 """gRPC over HTTP/2 without grpcio, for both sides.
 
-choice   native or grpcio
-http2    connections and their streams over asyncio, on the core `ngh2`
-frames   what the core overlooks in a client's frames
-memory   a connection within the process
-wire     messages, timeouts, statuses and metadata as gRPC writes them
+choice     native or grpcio
+http2      connections and their streams over asyncio, on the core `ngh2`
+frames     what the core overlooks in a client's frames
+authority  what it would refuse in those of grpcio
+memory     a connection within the process
+wire       messages, timeouts, statuses and metadata as gRPC writes them
 """

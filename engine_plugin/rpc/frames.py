@@ -9,6 +9,8 @@ from __future__ import annotations
 import ngh2
 from ngh2 import ErrorCode
 
+from engine_plugin.rpc.authority import without_at
+
 __all__ = ["ClientFrames"]
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -19,8 +21,10 @@ _OF_STREAMS = frozenset({_DATA, _HEADERS, _PRIORITY, _RST_STREAM})
 _WITH_PAYLOAD = frozenset({_PRIORITY, _WINDOW_UPDATE})
 _END_STREAM = 1
 _LARGEST = (1 << 31) - 1
-# Streams that the server ended and the client did not. Frames for older ones cannot be under way any more.
-_MOST_KEPT = 10_000
+_INCREMENT = 4  # bytes of a WINDOW_UPDATE's payload
+_LONGEST_FRAME = 16 << 10  # bytes of payload; the core ends the connection for a longer one
+# The latest streams that the server ended and the client did not. For older ones no frame can be under way any more.
+_KEPT = 10_000
 
 
 class ClientFrames:
@@ -38,30 +42,30 @@ class ClientFrames:
     def admit(self, data: bytes) -> tuple[bytes, ErrorCode | None]:
         """Take bytes, which may begin and end anywhere.
 
-        Returns the bytes for the core, and the error that the connection must end with after them, if any. The
-        header of a frame is held back until it is complete. Raises what the core raises.
+        Returns the bytes for the core, and the error that the connection must end with after them, if any. A frame is
+        held back until enough of it is there to judge it. Raises what the core raises.
         """
         if self._partial:
             data, self._partial = self._partial + data, b""
-        position = self._skip
+        given, position = 0, self._skip
         while position < len(data):
             head = data[position : position + _JUDGED]
             length = int.from_bytes(head[:3], "big")
-            if len(head) < _needed(head, length):
+            if len(data) - position < _needed(head, length):
                 self._skip = 0
                 self._partial = data[position:]
-                return data[:position], None
-            if head[3] == _WINDOW_UPDATE:
-                self._core.receive_data(data[:position])  # earlier frames change the window
-                data, position = data[position:], 0
-                if self._overflows(head):
-                    data = data[_HEADER + length :]
-                    continue
-            elif head[3] in _OF_STREAMS and (error := self._error(head)) is not None:
-                return data[:position], error
-            position += _HEADER + length
+                return data[given:position], None
+            kind, end = head[3], position + _HEADER + length
+            if kind == _WINDOW_UPDATE:
+                self._core.receive_data(data[given:position])  # earlier frames change the window
+                given = end if length == _INCREMENT and self._overflows(head) else position
+            elif kind in _OF_STREAMS and (error := self._error(head)) is not None:
+                return data[given:position], error
+            elif kind == _HEADERS and b"@" in (frame := data[position:end]):
+                data = data[:position] + without_at(frame) + data[end:]
+            position = end
         self._skip = position - len(data)
-        return data, None
+        return data[given:], None
 
     def _overflows(self, head: bytes) -> bool:
         """Whether a WINDOW_UPDATE raises a stream's window above the limit; then the stream is reset."""
@@ -94,15 +98,30 @@ class ClientFrames:
         self._latest = number
         if not ended:
             self._open[number] = None
-            if len(self._open) > _MOST_KEPT:
-                del self._open[next(iter(self._open))]
+            if len(self._open) > 3 * _KEPT:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Forget streams that the server ended and the client did not, but for the latest."""
+        numbers = list(self._open)
+        known = [number for number in numbers[:-_KEPT] if self._knows(number)]
+        self._open = dict.fromkeys([*known, *numbers[-_KEPT:]])
+
+    def _knows(self, number: int) -> bool:
+        try:
+            self._core.stream_remote_window_size(number)
+        except ngh2.StreamUnavailableError:
+            return False
+        return True
 
 
 def _needed(head: bytes, length: int) -> int:
     """How many bytes of a frame must be there to judge it."""
-    if len(head) >= _HEADER and head[3] in _WITH_PAYLOAD:
-        return _HEADER + min(length, _JUDGED - _HEADER)
-    return _HEADER
+    if len(head) < _HEADER:
+        return _HEADER
+    if head[3] == _HEADERS:
+        return _HEADER + (length if length <= _LONGEST_FRAME else 0)
+    return _HEADER + (min(length, _INCREMENT) if head[3] in _WITH_PAYLOAD else 0)
 
 
 def _number(head: bytes) -> int:

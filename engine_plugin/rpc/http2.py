@@ -53,6 +53,10 @@ _SETTINGS = {
 _CONFIGURATION = ngh2.Configuration(
     auto_window_update=False,
     peer_max_concurrent_streams=_LARGEST,
+    # Beyond these the connection ends; for more than MAX_HEADER_LIST_SIZE, which grpcio does not heed, it need not.
+    max_inbound_header_list_size=1 << 20,
+    max_inbound_header_count=16 << 10,
+    max_continuations=64,
     # Peers are programs of this user, which may abandon thousands of calls at once.
     stream_reset_rate_limit=(1_000_000, 100_000),
 )

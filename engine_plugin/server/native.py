@@ -37,6 +37,8 @@ _OK = ((b"grpc-status", b"0"),)
 _UNKNOWN = 2
 _NO_ERROR = 0  # HTTP/2's code for "stop sending, the answer is complete"
 _LEAVE_TAKING = 5.0  # seconds for a client that still sends to read the status and end the call
+_MOST_LARGE = 1 << 30  # bytes of requests longer than their windows, of all calls under way
+_TOO_MUCH = "the long requests under way hold 1 GiB, the most that the plugin takes at a time: send it after they end"
 _WAITING_CONNECTIONS = 1024
 _LAST_BYTES = 0.3  # seconds for clients to read the last bytes and close
 _REFUSED = AuthError("the plugin serves only the user that runs it")
@@ -63,9 +65,10 @@ class _ServerCall(Stream):
         "_deadline",
         "_ended",
         "_headed",
+        "_large",
         "_method",
         "_reader",
-        "_run",
+        "_server",
         "_task",
         "_timer",
         "_trailing",
@@ -76,11 +79,12 @@ class _ServerCall(Stream):
         connection: Connection,
         number: int,
         method: _Method,
-        run: Callable[[_ServerCall], asyncio.Task[None]],
+        server: NativeServer,
     ) -> None:
         super().__init__(connection, number)
         self._method = method
-        self._run = run
+        self._server = server
+        self._large = 0  # bytes beyond the window that it counts among the server's
         self._headed = False  # the head of the response is sent
         self._answered = False  # its status is sent
         self._ended = False  # the request is complete
@@ -138,14 +142,32 @@ class _ServerCall(Stream):
         try:
             self._reader.feed(data)
         except WireError as error:
-            self._cancel()
-            self._end(error.status, error.details, {})
+            self._reject(error.status, error.details)
             return
-        if not self._reader.messages:
-            self.consumed()  # else a message longer than the window would never be complete
+        if not self._reader.messages and not ended:
+            self._grow(len(data))
         self._wake()
         if ended and self._task is None:
             self._begin()
+
+    def _grow(self, size: int) -> None:
+        """Let a message become longer than the window, as long as the server does not hold too much."""
+        self._large += size
+        self._server.large += size
+        self.consumed()
+        if self._server.large > _MOST_LARGE:
+            self._reject(GrpcStatus.RESOURCE_EXHAUSTED.value, _TOO_MUCH)
+
+    def _reject(self, status: int, details: str) -> None:
+        """End the call for its request, of which nothing more is kept."""
+        self._cancel()
+        self._end(status, details, {})
+        self._reader = MessageReader(MOST_MESSAGE)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        self._server.large -= self._large
+        self._large = 0
 
     def on_trailers(self, headers: Headers) -> None:  # noqa: ARG002  # gRPC's clients send none
         self.on_data(b"", ended=True)
@@ -153,11 +175,12 @@ class _ServerCall(Stream):
     def on_closed(self, code: int | None) -> None:  # noqa: ARG002  # whatever ended it, the client has left
         if self._timer is not None:
             self._timer.cancel()
+        self._shrink()
         self._wake()
         self._cancel()
 
     def _begin(self) -> None:
-        self._task = self._run(self)
+        self._task = self._server.run(self)
 
     async def answer(self) -> None:
         """Let the handler answer, and end the call."""
@@ -194,6 +217,8 @@ class _ServerCall(Stream):
         except WireError as broken:
             raise RpcError(GrpcStatus(broken.status), broken.details) from None
         self.consumed(size if self._reader.messages else None)
+        if self._method.streams_request:
+            self._shrink()
         kind = self._method.request
         try:
             return kind.FromString(data)
@@ -248,6 +273,8 @@ class NativeServer(RpcServer):
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._admissions: dict[Connection, asyncio.Task[bool]] = {}
+        self.large = 0
+        """Bytes of long requests that its calls hold."""
         self._peers: LocalPeers | None = None
         self._listener: asyncio.Server | None = None
 
@@ -332,7 +359,7 @@ class NativeServer(RpcServer):
         path, encoding = fields.get(b":path", b""), fields.get(b"grpc-encoding", b"identity")
         method = self._methods.get(path) or self._reflection_method(path)
         if method is not None and encoding in ENCODINGS:
-            return _ServerCall(connection, number, method, self._run)
+            return _ServerCall(connection, number, method, self)
         what = f"method {path.decode('ascii', 'replace')}"
         if method is not None:
             what = f"compression {encoding.decode('ascii', 'replace')}; use gzip or none"
@@ -350,7 +377,8 @@ class NativeServer(RpcServer):
             self.add(service)
         return self._methods.get(path)
 
-    def _run(self, call: _ServerCall) -> asyncio.Task[None]:
+    def run(self, call: _ServerCall) -> asyncio.Task[None]:
+        """Answer a call in a task."""
         answer = call.answer() if self._peers is None else self._admitted(call, self._peers)
         task = asyncio.get_running_loop().create_task(answer)
         self._tasks.add(task)

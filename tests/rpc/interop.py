@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVICE", "TestService", "message", "rpc", "service"]
 
+_Status = Enum(  # those of GrpcStatus are what the plugin uses
+    "_Status",
+    "CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED "
+    "RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS "
+    "UNAUTHENTICATED",
+)
 _PROTO = Path(__file__).with_suffix(".proto")
 
 
@@ -41,7 +47,8 @@ SERVICE = _POOL.FindServiceByName("grpc.testing.TestService")
 
 
 def rpc(name: str) -> MethodDescriptor:
-    return SERVICE.methods_by_name[name]
+    service = "UnimplementedService" if name == "UnimplementedCall" else SERVICE.name
+    return _POOL.FindServiceByName(f"grpc.testing.{service}").methods_by_name[name]
 
 
 def message(name: str, **fields: Any) -> Any:
@@ -55,8 +62,7 @@ def payload(size: int) -> Any:
 def _check(status: Any) -> None:
     """End the call with the status that the request asks for."""
     if status.code:
-        number = Enum("number", {"wanted": status.code})  # not only those that the plugin uses
-        raise RpcError(cast("GrpcStatus", number["wanted"]), status.message)
+        raise RpcError(cast("GrpcStatus", _Status(status.code)), status.message)
 
 
 class TestService:

@@ -14,6 +14,7 @@ from ngh2 import events
 from engine_plugin.host.native import NativeChannel
 from engine_plugin.host.seam import RpcFailure
 from engine_plugin.rpc.wire import prefixed
+from engine_plugin.server import native
 from engine_plugin.server.native import NativeServer
 from tests.patience import until, within
 from tests.rpc.interop import TestService, message, payload, rpc, service
@@ -37,8 +38,10 @@ def request_head(method: str, *more: tuple[bytes, bytes]) -> list[tuple[bytes, b
 
 
 @asynccontextmanager
-async def serving(address: str, servicer: TestService | None = None) -> AsyncIterator[str]:
-    server = NativeServer()
+async def serving(
+    address: str, servicer: TestService | None = None, server: NativeServer | None = None
+) -> AsyncIterator[str]:
+    server = server or NativeServer()
     server.add(service(servicer))
     try:
         yield await server.start(address)
@@ -146,3 +149,31 @@ async def test_connection_that_fails_after_its_call_was_cancelled_fails_no_other
         await until(lambda: bool(silent), "the channel connects again")
         await channel.close()
         silent.pop().close()
+
+
+async def test_long_requests_are_bounded_together(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_MOST_LARGE", 4 << 20)
+    request = message("SimpleRequest", response_size=1, payload=payload(3 << 20))
+    server = NativeServer()
+    async with serving(f"unix:{short_dir}/s", server=server) as address, channel_to(address) as channel:
+        held = channel.begin(rpc("StreamingInputCall"), timeout=None)
+        await within(held.write(message("StreamingInputCallRequest", payload=payload(1))))
+        reader, writer = await asyncio.open_unix_connection(short_dir / "s")
+        client = ngh2.Connection(ngh2.Role.CLIENT)
+        client.initiate_connection({})
+        number = client.send_request(request_head("UnaryCall"))
+        client.send_data(number, prefixed(request.SerializeToString())[:-1])
+        writer.write(client.data_to_send())
+        while client.queued_body_size(number):  # all but one byte arrive, and wait
+            client.receive_data(await within(reader.read(9999)))
+            writer.write(client.data_to_send())
+        with pytest.raises(RpcFailure) as caught:
+            await within(channel.begin(rpc("UnaryCall"), request, timeout=None).read())
+        assert caught.value.status == 8
+        assert server.large >> 20 == 3
+        writer.close()
+        await until(lambda: not server.large, "the server notices that its client has left")
+        answer = await within(channel.begin(rpc("UnaryCall"), request, timeout=None).read())
+        assert len(answer.payload.body) == 1
+        await held.done_writing()
+        assert (await within(held.read())).aggregated_payload_size == 1

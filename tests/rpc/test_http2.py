@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ngh2 import events
 
+from engine_plugin.rpc.authority import without_at
 from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
 from tests.examples import MORE
 from tests.patience import LIMIT
@@ -225,6 +226,68 @@ async def test_overflow_of_a_window_resets_its_stream_only(step: int) -> None:
     for at in range(0, len(frames), step):
         pair.server.data_received(frames[at : at + step])
     assert [event.error_code for event in pair.carry() if isinstance(event, events.StreamReset)] == [3]
+    assert not pair.wire.closing
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    return b"\x40" + bytes((len(name),)) + name + bytes((len(value),)) + value
+
+
+FIELDS = (
+    b"\x83\x86",  # POST, http: of the static table
+    b"\x3f\xe1\x1f",  # the size of the dynamic table
+    _literal(b":path", b"/x@y"),
+    _literal(b":authority", b"tmp%2Fa@b@%2Fs"),
+    b"\x41\x03u@h",  # the same name from the static table
+    _literal(b"x", b"mail@example.org"),
+)
+
+
+@pytest.mark.parametrize("step", [1, 9, 14, 10_000])
+@pytest.mark.parametrize("index", [3, 4], ids=["grpcio", "indexed"])
+@pytest.mark.parametrize(
+    ("flags", "before", "after"), [(4, b"", b""), (12, b"\2", b"@@"), (36, b"\0\0\0\0\x10", b"")]
+)
+async def test_authority_with_at_is_accepted(index: int, flags: int, before: bytes, after: bytes, step: int) -> None:
+    pair = Pair()
+    heads: list[Headers] = []
+
+    def accept(connection: Connection, number: int, headers: Headers) -> Echo:
+        heads.append(headers)
+        return Echo(connection, number)
+
+    pair.server._accept = accept
+    block = FIELDS[1] + FIELDS[0] + FIELDS[2] + FIELDS[index] + FIELDS[5]
+    frames = FRAME(1, flags, 1, before + block + after) + FRAME(0, 1, 1, b"a@b")
+    for at in range(0, len(frames), step):
+        pair.server.data_received(frames[at : at + step])
+    [head] = heads
+    assert dict(head)[b":path"] == b"/x@y"
+    assert b"@" not in dict(head)[b":authority"]
+    assert dict(head)[b"x"] == b"mail@example.org"
+
+
+@given(st.binary(max_size=60))
+def test_any_header_block_keeps_its_length(block: bytes) -> None:
+    frame = FRAME(1, 4, 1, block + b"@")
+    assert len(without_at(frame)) == len(frame)
+
+
+async def test_long_stream_outlives_thousands_that_the_server_ended() -> None:
+    """Frames of streams that the server has reset may be under way; it does not remember all of them."""
+    pair = Pair()
+    first = pair.request(b"a")
+    for _ in range(31_000):
+        number = pair.client.send_request(HEAD)
+        pair.server.data_received(pair.client.data_to_send())
+        pair.streams.pop().reset(8)
+        pair.server.flush()
+        pair.wire.take()
+        pair.client.reset_stream(number)  # not carried
+        pair.client.data_to_send()
+    pair.client.send_data(first, b"b")
+    pair.carry()
+    assert pair.streams[0].body == b"ab"
     assert not pair.wire.closing
 
 
