@@ -57,7 +57,8 @@ def _last_boundary(data: bytes) -> int:
     """The index after the last empty line that ends an event, 0 if there is none."""
     if data.endswith(b"\n\n"):
         return len(data)
-    return max([at + len(mark) for mark in _EMPTY_LINES if (at := data.rfind(mark)) >= 0], default=0)
+    marks = _EMPTY_LINES if b"\r" in data else _EMPTY_LINES[:1]
+    return max([at + len(mark) for mark in marks if (at := data.rfind(mark)) >= 0], default=0)
 
 
 def error_event(block: bytes) -> int:
