@@ -72,7 +72,7 @@ def read_json(data: bytes, most_bytes: int = MOST_BYTES) -> Any:
         raise JsonError(f"has {len(data)} bytes; the limit is {limit}")
     try:
         # Decoded here: json.loads would guess at UTF-16 and let surrogates in UTF-8 pass.
-        value = (_BriefDecoder() if len(data) <= BRIEF else _LongDecoder()).decode(data.decode("utf-8-sig"))
+        value = (_BRIEF_DECODER if len(data) <= BRIEF else _LongDecoder()).decode(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise JsonError(f"is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -105,7 +105,7 @@ def answer_object(answer: bytes, what: str = "the server's answer") -> dict[str,
 
 def write_json(value: Any) -> bytes:
     """The value as JSON in UTF-8, with only the necessary escapes; half a surrogate pair becomes U+FFFD."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = _ENCODER.encode(value)
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -120,7 +120,7 @@ def write_request(value: Any) -> bytes:
     """
     long: dict[bytes, bytes] = {}
     try:
-        data = write_json(_set_apart(value, long))
+        data = write_json(_set_apart(value, long) if _has_long(value) else value)
     except RecursionError:
         raise InvalidRequestError.at("request_data", "is nested too deeply") from None
     if not long:
@@ -130,6 +130,21 @@ def write_request(value: Any) -> bytes:
         before, _, data = data.partition(mark)
         pieces += (before, text)
     return b"".join([*pieces, data])
+
+
+def _has_long(value: Any) -> bool:
+    """Whether there is a long text anywhere in `value`."""
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, str):
+            if len(item) >= _LONG:
+                return True
+        elif isinstance(item, dict):
+            rest += item.values()
+        elif isinstance(item, list):
+            rest += item
+    return False
 
 
 def _set_apart(value: Any, long: dict[bytes, bytes]) -> Any:
@@ -174,6 +189,10 @@ class _BriefDecoder(json.JSONDecoder):
         if s.count("[") + s.count("{") > MOST_DEPTH:
             _check_depth(value)
         return value
+
+
+_BRIEF_DECODER = _BriefDecoder()
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def _check_depth(value: Any) -> None:

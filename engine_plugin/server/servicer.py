@@ -306,7 +306,7 @@ class ProviderServicer:
             call.end_with(failure.metadata)
             return response(**_error_fields(failure))
         self._unavailable.pop(rpc, None)
-        message = sendable(fields.pop("message", "ok"))
+        message = sendable(fields.pop("message")) if "message" in fields else "ok"
         return response(code=OK, message=message, **fields)
 
     def _refusal(self, error: EnginePluginError, where: str) -> None:

@@ -169,6 +169,8 @@ async def stream_events(
 
 async def drained(response: HttpResponse) -> None:
     """Read the rest of an answer and drop it, so that its connection can be used again."""
+    if response.complete:  # nearly always: the end arrives with the last bytes
+        return
     with suppress(TimeoutError, BadGatewayError):
         async with asyncio.timeout(_LAST_BYTES):
             while await response.read_some():

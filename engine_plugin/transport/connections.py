@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from engine_plugin.errors import UnavailableError
@@ -271,16 +272,23 @@ def _connects_at_once(sock: socket.socket, address: Any) -> bool:
 
 async def _addresses(host: str, port: int) -> Sequence[str]:
     """The IP addresses of a host, at least one. Raises OSError."""
+    if _is_address(host):
+        return [host]
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # not valid as IDNA (RFC 5890)
+        raise OSError(f"{host[:64]!a} is not a valid host name") from None
+    return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
+
+
+@lru_cache
+def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError:  # not valid as IDNA (RFC 5890)
-            raise OSError(f"{host[:64]!a} is not a valid host name") from None
-        return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
-    return [host]
+        return False
+    return True
 
 
 def _reason(error: OSError) -> object:

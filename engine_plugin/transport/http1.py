@@ -53,6 +53,11 @@ class HttpResponse(Protocol):
 
     status: int
 
+    @property
+    def complete(self) -> bool:
+        """Whether the body was read to its end."""
+        return False
+
     async def read_some(self) -> bytes:
         """The body bytes that have arrived, at least one; b"" at the end."""
 
@@ -265,6 +270,10 @@ class Response(HttpResponse):
         else:
             self._left, self._reusable = _BODY_ENDS_WITH_CONNECTION, False
         self._complete = self._left == 0 and (self.status in (204, 304) or not chunked)
+
+    @property
+    def complete(self) -> bool:
+        return self._complete
 
     async def read_some(self) -> bytes:
         connection = self._connection

@@ -97,6 +97,7 @@ class Body:
     """An engine's answer whose body comes in pieces."""
 
     status = 200
+    complete = False
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = [piece for piece in pieces if piece]

@@ -20,6 +20,7 @@ class Body:
     """An answer that arrives in these blocks."""
 
     status = 200
+    complete = False
 
     def __init__(self, *blocks: bytes) -> None:
         self._blocks = [block for block in blocks if block]

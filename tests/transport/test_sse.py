@@ -24,6 +24,7 @@ class Body:
     """An answer whose body comes in given pieces; b"" pieces are left out, as a client's would be."""
 
     status = 200
+    complete = False
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = [piece for piece in pieces if piece]

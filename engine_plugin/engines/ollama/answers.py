@@ -64,6 +64,7 @@ _METRICS = (
     "eval_duration",
 )
 _METRIC_LIMIT = 1 << 63
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 # Lines
@@ -139,10 +140,10 @@ def _malformed(shape: Mapping[str, Any], what: str = "line") -> BadGatewayError:
     return BadGatewayError(f"the engine's {what} is not understood: {one_line(reprlib.repr(shape))}")
 
 
-def to_json(shape: Any, separators: tuple[str, str] = (", ", ": ")) -> bytes:
+def to_json(shape: Any, encoder: json.JSONEncoder = _ENCODER) -> bytes:
     """Encode values of a server's answer. Raises BadGatewayError for values that JSON cannot hold, such as NaN."""
     try:
-        text = json.dumps(shape, ensure_ascii=False, allow_nan=False, separators=separators)
+        text = encoder.encode(shape)
     except (ValueError, RecursionError) as error:
         raise BadGatewayError(f"the engine's answer cannot be encoded as JSON: {error}") from None
     return text.encode("utf-8", "replace")

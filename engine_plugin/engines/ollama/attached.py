@@ -56,6 +56,7 @@ class AttachedOllama:
         self.address = address
         self.version = ""
         """The version that the server reported last; "" before the first probe that found one."""
+        self._too_old = False
         self._reason = "not probed yet"
         """Why the last probe found no server."""
         self._options = options
@@ -80,7 +81,7 @@ class AttachedOllama:
         if self._options.server == "manage":
             return None
         client = self._client if self.known and not refresh else await self._probing.run(self._probe)
-        if client is not None and is_older(self.version, self._options.minimum_version):
+        if client is not None and self._too_old:
             raise catalogue.SOFTWARE_TOO_OLD.error(
                 software=f"the Ollama at {self.address.url}",
                 found=self.version,
@@ -135,6 +136,7 @@ class AttachedOllama:
         if self._client is None:
             self._http, self._client = http, OllamaClient(http, self.address.url, self._explain, self.headers)
         self.version, self._known_until = version, time.monotonic() + _KNOWN_FOR
+        self._too_old = is_older(version, self._options.minimum_version)
         return self._client
 
     async def _explain(self, error: EnginePluginError) -> EnginePluginError:

@@ -298,7 +298,8 @@ class OllamaEngine(Engine):
             raise
         finally:
             self._users[model.name] -= 1
-            self._users += Counter()  # drops the models without users
+            if not self._users[model.name]:
+                del self._users[model.name]
 
 
 _NO_VOICES = Path()

@@ -6,6 +6,7 @@ between bytes that are made once for each choice.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChoiceWriter", "NativeWriter", "usage_event"]
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _PLAIN = rb'[^"\\\x00-\x1f]'
 _ESCAPED = rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})'
 _TEXT = (
@@ -96,24 +98,38 @@ class ChoiceWriter:
         return events
 
     def _converted_lines(self, lines: bytes) -> bytes:
+        events: list[bytes] = []
+        start = 0
+        while self._parser is not None and not self._parser.plain and start < len(lines):
+            end = lines.find(b"\n", start) + 1 or len(lines)
+            if line := lines[start:end].strip():
+                events += self._line(line)
+                if self._over:
+                    return b"".join(events)
+            start = end
+        lines = lines[start:]
         wanted, converted = lines.count(b"\n"), 0
         if (self._parser is None or (self._parser.plain and not _has_tag(lines))) and _is_utf8(lines):
             for pattern, insert in self._forms:
                 lines, count = pattern.subn(insert, lines)
                 converted += count
                 if converted == wanted:
-                    return lines
+                    return b"".join([*events, lines])
                 if self._parser is not None:
                     break  # once the server separates the thinking, tags are content
-        events: list[bytes] = []
         for line in lines.split(b"\n"):
             if converted and line.startswith(self._converted):
                 events.append(line + b"\n\n")
             elif line.strip():
                 events += self._line(line)
-                if self.last or self.failure is not None:
+                if self._over:
                     break
         return b"".join(events)
+
+    @property
+    def _over(self) -> bool:
+        """Whether the last line or an error was converted."""
+        return bool(self.last) or self.failure is not None
 
     def _line(self, line: bytes) -> list[bytes]:
         try:
@@ -231,7 +247,7 @@ def _is_utf8(lines: bytes) -> bool:
 
 
 def _event_of(shape: Mapping[str, Any]) -> bytes:
-    return b"data: " + to_json(shape, separators=(",", ":")) + b"\n\n"
+    return b"data: " + to_json(shape, _COMPACT) + b"\n\n"
 
 
 def usage_event(head: Mapping[str, Any], lasts: Sequence[Mapping[str, Any]], choices_each: int) -> bytes:

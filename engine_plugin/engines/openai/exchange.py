@@ -60,6 +60,10 @@ class PeekedResponse(HttpResponse):
             first = (first + more).lstrip()
         return cls(response, first, is_whole=first[:1] in (b"{", b"["))
 
+    @property
+    def complete(self) -> bool:
+        return not self._first and self._response.complete
+
     async def read_some(self) -> bytes:
         first, self._first = self._first, b""
         return first or await self._response.read_some()
