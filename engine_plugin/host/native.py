@@ -58,7 +58,7 @@ class _ClientStream(Stream):
         while not messages:
             if self.outcome is not None:
                 return None
-            self._arrival = asyncio.get_running_loop().create_future()
+            self._arrival = self.connection.loop.create_future()
             await self._arrival
         try:
             data, size = self._reader.take()

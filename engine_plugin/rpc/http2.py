@@ -149,7 +149,7 @@ class Stream:
     async def writable(self) -> None:
         """Wait until the stream is not full. Raises StreamEnded."""
         while not self.closed and self.full:
-            self._room = asyncio.get_running_loop().create_future()
+            self._room = self.connection.loop.create_future()
             self.connection.writers.add(self)
             try:
                 await self._room
@@ -218,12 +218,12 @@ class Connection(asyncio.Protocol):
         """Whether the transport is full."""
         self.going_away = False
         """Whether the peer takes no more requests."""
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self.loop.create_future()
         """Done when the transport is closed."""
         self._accept = accept
         self._lost = lost
         self._frames = ClientFrames(self.core) if role is ngh2.Role.SERVER else None
-        self._loop = asyncio.get_running_loop()
         self._flushing = False  # a flush is about to come
         self._written = 0.0  # when something was, by the event loop's clock
         self._events: list[events.Event] = []  # of the core, to be handled
@@ -325,7 +325,7 @@ class Connection(asyncio.Protocol):
         if self.transport.can_write_eof():
             with suppress(OSError):  # the peer has closed the connection
                 self.transport.write_eof()
-            self._loop.call_later(_LINGER, self.transport.abort)
+            self.loop.call_later(_LINGER, self.transport.abort)
         else:
             self.transport.close()
 
@@ -339,13 +339,13 @@ class Connection(asyncio.Protocol):
         """Write what the core has to send: at once after a pause, else at the end of this turn of the event loop."""
         if self._flushing or self._over:
             return
-        if self._loop.time() - self._written > _PAUSE:
+        if self.loop.time() - self._written > _PAUSE:
             self._write()
             self._events += self.core.events()
             if not self._events:
                 return
         self._flushing = True
-        self._loop.call_soon(self.flush)
+        self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what the core has to send, until the transport is full."""
@@ -364,7 +364,7 @@ class Connection(asyncio.Protocol):
     def _write(self) -> None:
         while not self.paused and (data := self.core.data_to_send(_WRITTEN)):
             self.transport.write(data)
-            self._written = self._loop.time()
+            self._written = self.loop.time()
 
     def _end_streams(self) -> None:
         streams, self.streams = self.streams, {}

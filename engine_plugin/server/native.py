@@ -116,7 +116,7 @@ class _ServerCall(Stream):
                 raise HostGone
             if self._ended:
                 return None
-            self._arrival = asyncio.get_running_loop().create_future()
+            self._arrival = self.connection.loop.create_future()
             await self._arrival
         return self._take()
 

@@ -8,6 +8,8 @@ from engine_plugin.errors import BadGatewayError
 
 __all__ = ["ChunkedBody"]
 
+_FEW = 1024
+"""Bytes that are decoded faster chunk by chunk."""
 _LONGEST_LINE = 1024
 _LONGEST_TRAILER = 64 * 1024
 _HEX = b"0123456789abcdefABCDEF"
@@ -31,7 +33,7 @@ class ChunkedBody:
         """
         pieces: list[bytes] = []
         position = self._rest_of_chunk(data, 0, pieces)
-        if not self._open:
+        if not self._open and len(data) - position > _FEW:
             position += _whole_chunks(data[position:], pieces)
         while not self._open and (line_end := _line_end(data, position)) >= 0:
             size = _size(data[position:line_end])

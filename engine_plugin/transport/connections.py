@@ -57,6 +57,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, owner: Owner, sock: socket.socket) -> None:
         self._owner = owner
         self._socket = sock
+        self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport  # from `connection_made` on
         self.buffer = b""
         self.ended = False
@@ -101,7 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._paused:
             self._paused = False
             self.transport.resume_reading()
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         before = len(self.buffer)
         try:
             await self._waiter

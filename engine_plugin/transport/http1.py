@@ -280,10 +280,11 @@ class Response(HttpResponse):
         while not self._complete:
             if connection is None:
                 raise BadGatewayError("the answer was already closed")
-            data, took = self._take(connection.buffer)
-            connection.buffer = connection.buffer[took:]
-            if data:
-                return data
+            if connection.buffer:
+                data, took = self._take(connection.buffer)
+                connection.buffer = connection.buffer[took:]
+                if data:
+                    return data
             if not self._complete and not await connection.more():
                 self._end_of_connection(in_order=not connection.broken)
         return b""
