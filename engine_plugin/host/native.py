@@ -96,8 +96,8 @@ class _ClientStream(Stream):
             self.abandon(_UNKNOWN, "the server does not speak gRPC")
         elif ended:
             self.finish_with(*parse_end(headers))
-        elif fields.get(b"grpc-encoding") == b"gzip":
-            self._reader = MessageReader(_LONGEST, b"gzip")
+        else:
+            self._reader.unzips = fields.get(b"grpc-encoding") == b"gzip"
 
     def on_data(self, data: bytes, *, ended: bool) -> None:
         if self.outcome is not None:

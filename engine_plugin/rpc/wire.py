@@ -57,15 +57,15 @@ class MessageReader:
     arrived.
     """
 
-    __slots__ = ("_buffer", "_limit", "_unzips", "messages")
+    __slots__ = ("_buffer", "_limit", "messages", "unzips")
 
-    def __init__(self, limit: int, encoding: bytes = b"identity") -> None:
-        """`encoding` is the stream's grpc-encoding, one of ENCODINGS."""
+    def __init__(self, limit: int) -> None:
+        self.unzips = False
+        """Whether the stream's grpc-encoding is gzip, which its head says."""
         self.messages: deque[tuple[int, bytes]] = deque()
         """Messages that can be taken: the compressed flag and the content. Not empty while one is complete."""
         self._buffer = bytearray()
         self._limit = limit
-        self._unzips = encoding == b"gzip"
 
     @property
     def incomplete(self) -> bool:
@@ -101,7 +101,7 @@ class MessageReader:
             del buffer[:end]
 
     def _unzipped(self, flag: int, data: bytes) -> bytes:
-        if flag != 1 or not self._unzips:
+        if flag != 1 or not self.unzips:
             raise WireError(_INTERNAL, f"a message has the compressed flag {flag} and no encoding that is read")
         unzip = zlib.decompressobj(wbits=31)
         try:

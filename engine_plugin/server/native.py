@@ -129,7 +129,7 @@ class _ServerCall(Stream):
                 self._deadline = loop.time() + seconds
                 self._timer = loop.call_at(self._deadline, self._late)
             elif name == b"grpc-encoding":
-                self._reader = MessageReader(MOST_MESSAGE, value)
+                self._reader.unzips = value == b"gzip"
         self._ended = ended
         if self._method.streams_request or ended:
             self._begin()

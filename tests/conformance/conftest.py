@@ -13,7 +13,7 @@ import pytest
 
 from build import build_linked
 from pins import ROOT
-from tests.conformance.gohost import Check, GoHost, executable_of, run_go
+from tests.conformance.gohost import SOURCES, Check, GoHost, executable_of, run_go
 from tests.conftest import REPORT
 
 if TYPE_CHECKING:
@@ -30,6 +30,17 @@ def go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     seen: list[Check] = []
     yield GoHost(binary, seen)
     request.config.stash[REPORT] += _lines(seen)
+
+
+@pytest.fixture(scope="session")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with h2spec, grpcurl, and the interop client and server of grpc-go (`judges`)."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed: h2spec, grpc-go and grpcurl did not judge the native implementation")
+    directory = tmp_path_factory.mktemp("judges")
+    tools = ("github.com/summerwind/h2spec/cmd/h2spec", "github.com/fullstorydev/grpcurl/cmd/grpcurl")
+    run_go("build", "-mod=readonly", "-o", str(directory), ".", *tools, module=SOURCES.parent / "judges")
+    return directory
 
 
 def _lines(checks: list[Check]) -> Iterator[str]:

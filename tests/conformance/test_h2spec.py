@@ -5,28 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine_plugin.server.native import NativeServer
-from tests.conformance.gohost import run_go
 from tests.patience import patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 _LIMIT = patience(60)
-_JUDGES = Path(__file__).parent / "judges"
 _CASES = 145
-
-
-@pytest.fixture(scope="module")
-def h2spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    binary = tmp_path_factory.mktemp("judges") / "h2spec"
-    run_go("build", "-mod=readonly", "-o", str(binary), "github.com/summerwind/h2spec/cmd/h2spec", module=_JUDGES)
-    return binary
 
 
 @asynccontextmanager
@@ -54,10 +45,10 @@ async def relay(path: Path) -> AsyncIterator[str]:
         yield str(server.sockets[0].getsockname()[1])
 
 
-async def judged(h2spec: Path, port: str) -> str:
+async def judged(judges: Path, port: str) -> str:
     """The report of h2spec on the server at a port of 127.0.0.1."""
     process = await asyncio.create_subprocess_exec(
-        h2spec, "-h", "127.0.0.1", "-p", port, "-o", "10", stdout=asyncio.subprocess.PIPE
+        judges / "h2spec", "-h", "127.0.0.1", "-p", port, "-o", "10", stdout=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(_LIMIT):
         out, _ = await process.communicate()
@@ -66,15 +57,15 @@ async def judged(h2spec: Path, port: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["tcp", "unix"])
-async def test_h2spec_passes(h2spec: Path, network: str, short_dir: Path) -> None:
+async def test_h2spec_passes(judges: Path, network: str, short_dir: Path) -> None:
     server = NativeServer()
     try:
         if network == "tcp":
-            report = await judged(h2spec, (await server.start("127.0.0.1:0")).rpartition(":")[2])
+            report = await judged(judges, (await server.start("127.0.0.1:0")).rpartition(":")[2])
         else:
             await server.start(f"unix:{short_dir}/sock")
             async with relay(short_dir / "sock") as port:
-                report = await judged(h2spec, port)
+                report = await judged(judges, port)
     finally:
         await server.stop(0)
     assert re.search(rf"^{_CASES} tests, {_CASES} passed, 0 skipped, 0 failed$", report, re.MULTILINE), report

@@ -79,7 +79,7 @@ class TestService:
 
     async def UnaryCall(self, request: Any, _call: Call) -> Any:
         _check(request.response_status)
-        return message("SimpleResponse", payload=payload(request.response_size))
+        return message("SimpleResponse", payload=payload(request.response_size), server_id="the only one")
 
     async def StreamingOutputCall(self, request: Any, call: Call) -> None:
         await self._answer(request, call)
