@@ -30,9 +30,10 @@ _UNUSED = (
     "asyncio.sslproto",
     "ctypes",
     "google.protobuf.internal.python_message",
-    "platform",
+    "hashlib",
     "psutil",
     "ssl",
+    "yaml",
     "zipfile",
 )
 
@@ -53,10 +54,10 @@ def build(manifest: Manifest) -> HostedPlugin:
     return HostedPlugin((provider_service(plugin, host_of(os.environ)),), plugin.aclose)
 
 
-def from_here(plugin_dir: Path | None) -> HostedPlugin:
+def from_here(plugin_dir: Path | None, parsed: Path | None = None) -> HostedPlugin:
     """Build the plugin of this program; `plugin_dir` is its directory, if known. Blocks for some milliseconds.
 
-    Raises ManifestError or UnsupportedError.
+    `parsed` is the content of its manifest, if known. Raises ManifestError or UnsupportedError.
     """
     from engine_plugin.goplugin.handshake import engine_environ
     from engine_plugin.manifest import load_manifest
@@ -64,7 +65,7 @@ def from_here(plugin_dir: Path | None) -> HostedPlugin:
     # The host's variables for the plugin are not for the engine, which inherits this environment.
     for name in set(os.environ) - set(engine_environ(os.environ, COOKIE)):
         del os.environ[name]
-    return build(load_manifest(_manifest_file(plugin_dir)))
+    return build(load_manifest(_manifest_file(plugin_dir), parsed=parsed))
 
 
 def _manifest_file(plugin_dir: Path | None) -> Path:
@@ -85,18 +86,19 @@ def _manifest_file(plugin_dir: Path | None) -> Path:
     return find_manifest(places, passed_over=log.warning)
 
 
-def main(plugin_dir: str = "", early: EarlyListener | None = None) -> int:
+def main(plugin_dir: str = "", early: EarlyListener | None = None, parsed: str = "") -> int:
     """Serve a host. Returns the exit status.
 
     `plugin_dir` is the plugin's directory, which the launcher of a built plugin passes. Without it, the manifest is
-    searched from the program's directory upwards. `early` is where the plugin listens if it is announced already.
+    searched from the program's directory upwards. `early` is where the plugin listens if it is announced already, and
+    `parsed` the file of `manifest.write_parsed`, if plugin.yaml has not changed since that was written.
     """
     begin_in_utf8()
     defer(*_UNUSED)
     os.umask(0o077)  # all files created from here on, also by engines, are for this user only
 
     async def load() -> HostedPlugin:
-        return from_here(Path(plugin_dir) if plugin_dir else None)
+        return from_here(Path(plugin_dir) if plugin_dir else None, Path(parsed) if parsed else None)
 
     return serve.run(load, COOKIE, early)
 

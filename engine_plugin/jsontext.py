@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import secrets
 from json import scanner
 from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # typeshed leaves them out
 from typing import Any, NoReturn
@@ -155,7 +155,7 @@ def _set_apart(value: Any, long: dict[bytes, bytes]) -> Any:
         text = value.encode()
         if len(text.translate(None, _ESCAPED)) < len(text):
             return value
-        mark = secrets.token_hex(16)
+        mark = os.urandom(16).hex()
         long[mark.encode()] = text
         return mark
     if isinstance(value, dict):

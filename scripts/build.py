@@ -33,15 +33,16 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from engine_plugin.errors import ManifestError
-from engine_plugin.manifest import Manifest, load_manifest, platform_key
+from engine_plugin.manifest import Manifest, load_manifest, platform_key, write_parsed
 from pins import CONSTRAINTS, ROOT, declared, read_pins
 
 __all__ = ["BuildError", "build", "build_linked", "main", "manifests"]
 
 TEMPLATES = ROOT / "scripts" / "launcher"
 START = PurePosixPath("lib/start_plugin.py")
-# A copy of the manifest, which is valid: while plugin.yaml is the same, the plugin announces itself before it loads.
-CHECKED = "checked-plugin.yaml"
+# A copy of the manifest, which is valid, and its content: while plugin.yaml is the same, the plugin announces itself
+# before it loads, and needs no YAML parser.
+CHECKED, PARSED = "checked-plugin.yaml", "checked-plugin.json"
 MINOR = "{}.{}".format(*sys.version_info[:2])
 # Isolated from the user's Python settings; and, when everything is in lib/, from that Python's other packages.
 LINKED_FLAGS = "-I -X utf8"
@@ -193,6 +194,7 @@ def write_plugin(plan: Plan, root: Path) -> None:
     write_launcher(plan, root)
     shutil.copy(plan.manifest.path, root)
     shutil.copy(plan.manifest.path, lib / CHECKED)
+    write_parsed(plan.manifest.path, lib / PARSED)
 
 
 def switch(fresh: Path, target: Path, scratch: Path) -> None:

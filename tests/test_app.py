@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine_plugin.app import build
+from engine_plugin.engines.base import engine_class
 from engine_plugin.errors import ManifestError, UnsupportedError
 from engine_plugin.manifest import load_manifest
+from engine_plugin.rpc.choice import use_grpcio
 from engine_plugin.server import new_server
 from tests.patience import LIMIT
 from tests.shipped import shipped, write_manifest
@@ -33,23 +36,46 @@ HEAVY = (
     "gguf",
     "filelock",
     "platformdirs",
+    "grpc",
+    "grpc_health",
     "grpc_reflection",
+    "ssl",
+    "psutil",
+    "hashlib",
+    "uuid",
+    "importlib.metadata",
+    "email",
+    "zipfile",
+    "google.protobuf.text_format",
+    "engine_plugin.install.software",
+    "engine_plugin.models.store",
+    "engine_plugin.process.engine_process",
+    "engine_plugin.speech.services",
 )
 
+# Runs a plugin up to the point where it would serve; deferred modules have a type of their own.
 SHOW_MODULES = """\
-import json, sys
-from pathlib import Path
-from engine_plugin.app import build
-from engine_plugin.manifest import load_manifest
-built = build(load_manifest(Path(sys.argv[1])))
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+import json, sys, types
+from engine_plugin import app
+def show(load, _cookie, _early):
+    import asyncio
+    from engine_plugin.goplugin import session
+    from engine_plugin.server import new_server
+    built = asyncio.run(load())
+    server = new_server()
+    for service in built.services:
+        server.add(service)
+    print(json.dumps([name for name, module in sys.modules.items() if type(module) is types.ModuleType]))
+app.serve.run = show
+app.main(sys.argv[1])
 """
 
 
-def test_no_heavy_module_is_imported_before_the_handshake(tmp_path: Path) -> None:
-    """A host waits ten seconds for a plugin, on a slow and busy machine too."""
+@pytest.mark.skipif(use_grpcio(), reason="grpcio is heavy")
+def test_no_heavy_module_is_imported_by_a_start(tmp_path: Path) -> None:
+    """An attached engine needs neither what installs nor what runs one. A start takes as long as its imports."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOW_MODULES, str(REPOSITORY / "plugin.yaml")],
+        [sys.executable, "-c", SHOW_MODULES, str(REPOSITORY / "plugins" / "ollama")],
         env=os.environ | {"AOG_DATA_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -57,7 +83,7 @@ def test_no_heavy_module_is_imported_before_the_handshake(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     modules = set(json.loads(done.stdout))
-    assert "engine_plugin" in modules
+    assert "engine_plugin.engines.ollama.engine" in modules
     assert modules & set(HEAVY) == set()
     assert list(tmp_path.iterdir()) == []
 
@@ -80,6 +106,20 @@ def changed(tmp_path: Path, **engine: object) -> Path:
     shape["engine"] = engine
     shape["resources"]["data_dir"] = str(tmp_path / "data")
     return write_manifest(tmp_path, shape)
+
+
+@pytest.mark.parametrize("name", ["llamacpp", "ollama", "openai", "openvino"])
+def test_engine_of_this_package_is_the_one_of_its_entry_point(name: str) -> None:
+    [declared] = {point.value for point in entry_points(group="engine_plugin.engines") if point.name == name}
+    module, _, attribute = declared.partition(":")
+    found = engine_class(name)
+    assert (found.__module__, found.__name__) == (module, attribute)
+
+
+@pytest.mark.parametrize("name", ["local", "base", "options", "ollama.engine", "../ollama", ""])
+def test_name_of_another_module_is_no_engine(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="no engine is called"):
+        engine_class(name)
 
 
 def test_unknown_engine_is_reported(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from importlib.metadata import entry_points
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.errors import UnsupportedError
@@ -235,10 +236,29 @@ class UnknownEngineError(UnsupportedError):
 
 
 def engine_class(name: str) -> type[Engine]:
-    """The engine class that an installed distribution registered under `name`. Raises UnknownEngineError."""
+    """The engine class that an installed distribution registered under `name`. Raises UnknownEngineError.
+
+    An engine of this package cannot be replaced by another distribution's.
+    """
+    if ours := _own_engine(name):
+        return ours
+    from importlib.metadata import entry_points
+
     found = entry_points(group=_ENTRY_POINTS)
     for point in found:
         if point.name == name:
             loaded: type[Engine] = point.load()
             return loaded
     raise UnknownEngineError(name, [point.name for point in found])
+
+
+def _own_engine(name: str) -> type[Engine] | None:
+    """The only class that `engines/<name>/engine.py` exports, without a look at the metadata of all distributions."""
+    package = f"{__package__}.{name}"
+    spec = find_spec(package) if name.isidentifier() else None
+    if spec is None or spec.submodule_search_locations is None or find_spec(f"{package}.engine") is None:
+        return None
+    module = import_module(f"{package}.engine")
+    [exported] = module.__all__
+    ours: type[Engine] = getattr(module, exported)
+    return ours

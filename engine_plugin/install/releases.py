@@ -24,6 +24,7 @@ from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InstallError, NotFoundError
+from engine_plugin.install.options import Archive
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.manifest import platform_key
 from engine_plugin.system.files import in_thread, sha256_of
@@ -47,32 +48,6 @@ _CHECKSUM_FILES = ("SHA256SUMS", "checksums.txt")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 NVIDIA = Path("/proc/driver/nvidia/version")
 """What exists where NVIDIA's driver is loaded. Tests set it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """One archive of a release. All archives for the same machine and accelerator are installed together.
-
-    Also an entry of `engine.archives` in plugin.yaml. `os` and `arch` have the values of `platforms`.
-    """
-
-    url: str
-    """An http(s) or file:// URL, or a path."""
-    os: str = field(default="", metadata={"choices": ("", "linux", "darwin", "windows")})
-    """Empty: any."""
-    arch: str = field(default="", metadata={"choices": ("", "amd64", "arm64")})
-    """Empty: any."""
-    accelerator: str = "cpu"
-    sha256: str = field(default="", metadata={"pattern": r"(sha256:)?[0-9a-fA-F]{64}", "form": "64 hex digits"})
-    size: int = field(default=0, metadata={"min": 0})
-    """The size in bytes; 0: unknown."""
-    checksums: str = ""
-    """URL or path of a checksum file, for an archive without `sha256`; empty: URL.sha256."""
-
-    @property
-    def label(self) -> str:
-        """The URL without credentials, for messages and records."""
-        return without_secrets(self.url)
 
 
 def likely_accelerators(platform: str) -> tuple[str, ...]:

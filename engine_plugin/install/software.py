@@ -26,6 +26,7 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.install.holds import Hold
+from engine_plugin.install.options import SoftwareOptions
 from engine_plugin.install.pip import install_packages
 from engine_plugin.install.releases import Archive, Downloads
 from engine_plugin.install.versions import Installation, InstallSteps
@@ -58,30 +59,6 @@ _BLOCK = re.compile(r"^(?=\S)", re.MULTILINE)
 _PROBE_TIMEOUT = 60.0
 _OUTPUT_TAIL = 500
 _ACQUIRE_ATTEMPTS, _ACQUIRE_PAUSE = 50, 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class SoftwareOptions:
-    """What to install and where it comes from: the same keys of plugin.yaml for every engine."""
-
-    version: str = ""
-    """What InstallEngine and UpgradeEngine install; empty: the one that goes with this version of engine-plugin."""
-
-    archives: tuple[Archive, ...] = ()
-    """A release of one's own in the place of the project's: what to install on which machine."""
-
-    mirror: str = ""
-    """Where the project's releases are copied to, as <mirror>/<tag>/<file>."""
-
-    checksums: str = ""
-    """URL or path of a file with the SHA-256 of a release's archives; empty: where the project, or the mirror, has
-    them."""
-
-    verify: bool = True
-    """Whether an archive without a known SHA-256 is refused."""
-
-    offline: bool = False
-    """Never touch the network to install: everything is looked for in <data_dir>/software/offline."""
 
 
 _OptionsT = TypeVar("_OptionsT", bound=SoftwareOptions)

@@ -11,6 +11,7 @@
 A plugin imports this package before its handshake, so it imports only PyYAML and the standard library.
 """
 
+from engine_plugin.manifest.document import write_parsed
 from engine_plugin.manifest.load import find_manifest, inspect_manifest, lint, load_manifest, manifest_file
 from engine_plugin.manifest.model import (
     PLATFORM_KEYS,
@@ -33,4 +34,5 @@ __all__ = [
     "load_manifest",
     "manifest_file",
     "platform_key",
+    "write_parsed",
 ]

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import yaml
 
-from engine_plugin.errors import Problem
+from engine_plugin.errors import ManifestError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["INVALID", "MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "KeyPath", "Source", "read_document"]
+__all__ = ["INVALID", "MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "KeyPath", "Source", "read_document", "write_parsed"]
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The path of a value, such as `("services", 0, "timeout")`."""
@@ -37,19 +37,19 @@ MAX_VALUES = 10_000
 INVALID: Final[Any] = object()
 """Replaces a value whose problem was already reported; readers report no further problem for it."""
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_UNUSABLE = re.compile("[\x00\ud800-\udfff]")
+# Compiled when they are needed, which takes milliseconds.
+_UNPRINTABLE = "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+_UNUSABLE = "[\x00\ud800-\udfff]"
 _CONSTANTS: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 # 18 digits fit the host's 64 bits. A leading zero is octal for some parsers and decimal for others, so it is text.
-_DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
-_PREFIXED = re.compile(r"0x[0-9a-fA-F]{1,15}|0o[0-7]{1,20}")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_DECIMAL = r"[-+]?(?:0|[1-9][0-9]{0,17})"
+_PREFIXED = r"0x[0-9a-fA-F]{1,15}|0o[0-7]{1,20}"
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+_NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,13 @@ class _UnusableError(Exception):
         super().__init__(line, what, fix)
 
 
-def read_document(path: Path) -> tuple[Source, Any, list[Problem]]:
-    """Read `path` into plain data. The data is INVALID if the file cannot be used at all. Never raises."""
+def read_document(path: Path, parsed: Path | None = None) -> tuple[Source, Any, list[Problem]]:
+    """Read `path` into plain data. The data is INVALID if the file cannot be used at all. Never raises.
+
+    `parsed` is a file of `write_parsed` for the same content, which is read in its place if that is possible.
+    """
+    if parsed is not None and (known := _read_parsed(path, parsed)):
+        return (*known, [])
     reader = _Reader(str(path))
     try:
         data = reader.read(_read_text(path))
@@ -91,6 +96,34 @@ def read_document(path: Path) -> tuple[Source, Any, list[Problem]]:
         reader.complain(*error.args)
         data = INVALID
     return Source(reader.file, reader.lines, reader.written), data, reader.problems
+
+
+def write_parsed(path: Path, target: Path) -> None:
+    """Write the content of a manifest that has no problems, for `read_document` to read without a YAML parser.
+
+    Called by the build of a plugin. Raises ManifestError, OSError.
+    """
+    import json
+
+    source, data, problems = read_document(path)
+    if problems:
+        raise ManifestError(problems)
+    places = [[list(place), line, source.written.get(place)] for place, line in source.lines.items()]
+    target.write_text(json.dumps({"data": data, "places": places}, separators=(",", ":")), encoding="utf-8")
+
+
+def _read_parsed(path: Path, parsed: Path) -> tuple[Source, Any] | None:
+    """The content of a file of `write_parsed`; None if it cannot be read."""
+    import json
+
+    try:
+        value = json.loads(parsed.read_bytes())
+        places = [(tuple(place), line, written) for place, line, written in value["places"]]
+        data = value["data"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    lines = {place: line for place, line, _ in places}
+    return Source(str(path), lines, {place: written for place, _, written in places if written is not None}), data
 
 
 def _read_text(path: Path) -> str:
@@ -111,7 +144,7 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise _UnusableError(line, "the file is not UTF-8", "Save it in the encoding UTF-8") from error
-    if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
+    if found := re.search(_UNPRINTABLE, text.removeprefix("\ufeff")):
         line = text.count("\n", 0, found.start()) + 1
         what = f"the file contains a control character (U+{ord(found[0]):04X})"
         raise _UnusableError(line, what, "Remove it, or write it as an escape in double quotes")
@@ -151,7 +184,8 @@ class _Reader:
 
     def read(self, text: str) -> dict[str, Any]:
         """Return the mapping of the file's only document. Raises _UnusableError."""
-        self._events = yaml.parse(text, Loader=_LOADER)
+        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        self._events = yaml.parse(text, Loader=loader)
         with closing(self._events):
             try:
                 data = self._document()
@@ -248,7 +282,7 @@ class _Reader:
         return value
 
     def _check_scalar(self, event: yaml.ScalarEvent, line: int) -> bool:
-        if _UNUSABLE.search(event.value):
+        if re.search(_UNUSABLE, event.value):
             self.complain(line, "a text contains a NUL or an unpaired surrogate", "Remove that escape")
             return False
         return self._refuse_tag(event, line)
@@ -268,12 +302,12 @@ def _plain_value(text: str) -> str | int | float | bool | None:
     """Return the value of a plain scalar by the YAML 1.2 core schema."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if _DECIMAL.fullmatch(text):
+    if re.fullmatch(_DECIMAL, text):
         return int(text)
-    if _PREFIXED.fullmatch(text):
+    if re.fullmatch(_PREFIXED, text):
         return int(text, 0)
-    if _FLOAT.fullmatch(text):
+    if re.fullmatch(_FLOAT, text):
         return float(text)
-    if _NOT_FINITE.fullmatch(text):
+    if re.fullmatch(_NOT_FINITE, text):
         return math.nan
     return text

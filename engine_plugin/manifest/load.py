@@ -77,18 +77,20 @@ def _unfit(path: Path) -> str:
     return ""
 
 
-def load_manifest(path: Path, environ: Mapping[str, str] | None = None) -> Manifest:
+def load_manifest(path: Path, environ: Mapping[str, str] | None = None, *, parsed: Path | None = None) -> Manifest:
     """Read a manifest. Raises ManifestError with all its errors; `inspect_manifest` returns warnings, too.
 
-    `environ` replaces the process's environment.
+    `environ` replaces the process's environment. `parsed` is a file of `write_parsed` for the same content.
     """
-    manifest, problems = inspect_manifest(path, environ)
+    manifest, problems = inspect_manifest(path, environ, parsed=parsed)
     if manifest is None:
         raise ManifestError([problem for problem in problems if problem.severity == "error"])
     return manifest
 
 
-def inspect_manifest(path: Path, environ: Mapping[str, str] | None = None) -> tuple[Manifest | None, list[Problem]]:
+def inspect_manifest(
+    path: Path, environ: Mapping[str, str] | None = None, *, parsed: Path | None = None
+) -> tuple[Manifest | None, list[Problem]]:
     """Read a manifest and return it with all problems, errors and warnings, in the order of their lines.
 
     The manifest is None if the file has errors, or if another user could change it: it names programs that run as
@@ -97,7 +99,7 @@ def inspect_manifest(path: Path, environ: Mapping[str, str] | None = None) -> tu
     if is_file(path) and (doubt := distrust(path)):
         what = f"the file is not used, because another user could change it: {doubt.what}"
         return None, [Problem(str(absolute(path)), 0, what, doubt.fix)]
-    manifest, problems = read_manifest(path, os.environ if environ is None else environ)
+    manifest, problems = read_manifest(path, os.environ if environ is None else environ, parsed)
     return manifest, _in_order(problems)
 
 

@@ -56,10 +56,15 @@ _AOG_FLAVORS: dict[str, tuple[str, ...]] = {
 }
 
 
-def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | None, list[Problem]]:
-    """Read and validate a file. The manifest is None if any problem is an error. Never raises."""
+def read_manifest(
+    path: Path, environ: Mapping[str, str], parsed: Path | None = None
+) -> tuple[Manifest | None, list[Problem]]:
+    """Read and validate a file. The manifest is None if any problem is an error. Never raises.
+
+    `parsed` is as for `read_document`.
+    """
     path = absolute(path)
-    source, data, problems = read_document(path)
+    source, data, problems = read_document(path, parsed)
     if data is INVALID:
         return None, problems
     top = Section(source, problems, (), data, _TOP_KEYS)

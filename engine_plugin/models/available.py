@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from engine_plugin.download.events import ChunkProgress, StepStarted, Success
 from engine_plugin.models.flights import PullFlights
 from engine_plugin.models.info import can_serve
-from engine_plugin.models.request import PullRequest
+from engine_plugin.models.pull_request import PullRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence

@@ -13,6 +13,7 @@ from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.gguf import GgufError, part_names, whole_name
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.names import is_model_name, near_names, validate_model_name
+from engine_plugin.models.pull_request import PullRequest
 from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
@@ -51,29 +52,6 @@ _PATHS = ("./", "../", "~/", ".\\", "..\\")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
 """The most missing parts that a message names."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class PullRequest:
-    """The PullModelRequest of the wire, with the additional fields `source` and `sha256`.
-
-    `model` is a reference: a sample's name, a local path, a file:// or http(s) URL, or a repository on a hub. If
-    `source` has the reference (or `model:OLD` for a present model), `model` is the name to store it under. `sha256`
-    is 64 hex digits, with or without `sha256:`. `insecure` disables the check of TLS certificates and allows
-    credentials over plain http. `model_type` is a service's name, which gives the model's kind. The repr has no
-    secrets.
-    """
-
-    model: str
-    source: str = ""
-    sha256: str = ""
-    insecure: bool = False
-    username: str = ""
-    password: str = ""
-    model_type: str = ""
-
-    def __repr__(self) -> str:
-        return f"PullRequest(model={without_secrets(self.model)!r}, source={without_secrets(self.source)!r})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import BRIEF
-from engine_plugin.models.store import PullRequest
+from engine_plugin.models.pull_request import PullRequest
 from engine_plugin.services import parse_request
 from engine_plugin.services.base import optional, require
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ class PostingClient(ABC):
         self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
     ) -> AbstractAsyncContextManager[HttpResponse]:
         """Send a form (multipart/form-data, RFC 7578) with a file in its field `file`. Names must need no escapes."""
-        boundary = secrets.token_hex(16)  # no value contains 128 random bits
+        boundary = os.urandom(16).hex()  # no value contains 128 random bits
         parts = [
             f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
             for name, value in fields.items()

@@ -5,7 +5,7 @@ import sys
 
 BUILT_FOR = "@MINOR@"
 PACKAGES = r"@PACKAGES@"
-CHECKED = "checked-plugin.yaml"
+CHECKED, PARSED = "checked-plugin.yaml", "checked-plugin.json"
 
 
 def main() -> int:
@@ -16,15 +16,16 @@ def main() -> int:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, os.path.normpath(os.path.join(here, PACKAGES)))
     plugin_dir = os.path.dirname(here)
-    early = None
+    early, parsed = None, ""
     if is_as_built(plugin_dir, here):
         from engine_plugin.goplugin.early import announce_early
 
         early = announce_early(os.environ)
+        parsed = f"{here}/{PARSED}"
     try:
         from engine_plugin.app import main as serve
 
-        return serve(plugin_dir, early)
+        return serve(plugin_dir, early, parsed)
     except ImportError as error:
         sys.exit(f"[ERROR] the plugin is incomplete: {error}. Build or install it again")
     finally:

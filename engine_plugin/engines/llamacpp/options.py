@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.local.server import ServerOptions
+from engine_plugin.engines.local.options import ServerOptions
 from engine_plugin.engines.options import number
 from engine_plugin.models.capabilities import override_for
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.local.server import ServerOptions
+    from engine_plugin.engines.local.options import ServerOptions
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.info import ModelCapabilities

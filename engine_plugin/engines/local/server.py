@@ -9,16 +9,12 @@ import asyncio
 import re
 import secrets
 from abc import abstractmethod
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from engine_plugin import catalogue
-from engine_plugin.engines.options import number
 from engine_plugin.errors import EnginePluginError, EngineStartError, UnavailableError
-from engine_plugin.install.software import SoftwareOptions
-from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.process import ports
-from engine_plugin.process.engine_process import Command, EngineProcess, ProcessLimits, ProcessState
+from engine_plugin.process.engine_process import Command, EngineProcess, ProcessState
 from engine_plugin.system.files import in_thread, private_folder
 from engine_plugin.transport.answers import ERROR_LIMIT
 from engine_plugin.transport.http1 import Http1Client
@@ -27,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from engine_plugin.engines.local.options import ServerOptions
     from engine_plugin.install.software import Backend
     from engine_plugin.process.records import ProcessRecords
 
-__all__ = ["HEALTH_TIMEOUT", "Place", "ServerOptions", "ServerProcess", "socket_name"]
+__all__ = ["HEALTH_TIMEOUT", "Place", "ServerProcess", "socket_name"]
 
 HEALTH_TIMEOUT = 2.0
 """Seconds that the answer to a health check may take. Tests set it."""
@@ -43,26 +40,6 @@ _ADDRESS = re.compile(r'"address": "http://127\.0\.0\.1:(\d+)')
 def socket_name() -> str:
     """A name for a server's socket, always of the same length; servers of both kinds know a socket by its ending."""
     return f"{secrets.token_hex(4)}.sock"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions(SoftwareOptions, ProcessLimits):
-    """The options that every engine on this machine has in plugin.yaml's `engine:` section. Times are seconds."""
-
-    transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
-    """The connection to the server: a private unix socket, or a loopback port and a key (auto: tcp on Windows)."""
-
-    max_queue: int = number(256, 0, 100_000)
-    """Requests that may wait for one model before further ones are refused with 503."""
-
-    threads: int = number(0, 0, 1024)
-    """Threads that compute; 0: the engine decides."""
-
-    drain_timeout: float = number(30, 0, 86_400)
-    """How long an unload waits for running requests before it ends them."""
-
-    models: tuple[ModelOverride, ...] = ()
-    """Corrections of what is detected of models; docs/models.md has the keys."""
 
 
 class Place(NamedTuple):

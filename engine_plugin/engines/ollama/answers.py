@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import reprlib
-import secrets
 import struct
 import time
 from dataclasses import dataclass, field
@@ -169,7 +169,7 @@ def openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(arguments, str):
         arguments = to_json({} if arguments is None else arguments).decode()
     return {
-        "id": given if isinstance(given, str) and given else f"call_{secrets.token_hex(12)}",
+        "id": given if isinstance(given, str) and given else f"call_{os.urandom(12).hex()}",
         "type": "function",
         "function": {"name": name, "arguments": arguments},
     }
@@ -190,7 +190,7 @@ def answer_head(service: str, model: str, *, stream: bool) -> dict[str, Any]:
     prefix, kind = _OBJECTS[service]
     if stream and service == "chat":
         kind = "chat.completion.chunk"
-    return {"id": f"{prefix}-{secrets.token_hex(16)}", "object": kind, "created": int(time.time()), "model": model}
+    return {"id": f"{prefix}-{os.urandom(16).hex()}", "object": kind, "created": int(time.time()), "model": model}
 
 
 def has_think_tags(request: dict[str, Any]) -> bool:

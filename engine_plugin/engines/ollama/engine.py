@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,11 +16,9 @@ from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirect
 from engine_plugin.engines.ollama.address import configured_address
 from engine_plugin.engines.ollama.attached import AttachedOllama
 from engine_plugin.engines.ollama.exchange import Exchange
-from engine_plugin.engines.ollama.managed import ManagedServer
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
 from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.engines.ollama.options import OllamaOptions
-from engine_plugin.engines.ollama.pulls import Pulls
 from engine_plugin.engines.ollama.references import References
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
@@ -36,8 +34,6 @@ from engine_plugin.errors import (
 from engine_plugin.process.environ import child_environ
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.single_flight import SingleFlight
-from engine_plugin.speech.decoder import Decoder
-from engine_plugin.speech.services import SpeechServices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -47,12 +43,15 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.address import ServerAddress
     from engine_plugin.engines.ollama.client import OllamaClient
+    from engine_plugin.engines.ollama.managed import ManagedServer
+    from engine_plugin.engines.ollama.pulls import Pulls
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.info import ModelInfo
     from engine_plugin.models.request import PullRequest
     from engine_plugin.services import RequestValidator
+    from engine_plugin.speech.services import SpeechServices
 
 __all__ = ["OllamaEngine"]
 
@@ -72,12 +71,9 @@ class OllamaEngine(Engine):
         options = read_options(OllamaOptions, manifest)
         super().__init__(manifest)
         self._options = options
-        environ = child_environ(os.environ)
+        environ = self._environ = child_environ(os.environ)
         self._attached = AttachedOllama(_address(manifest, options, environ), options, environ)
         self._models = ServerModels(options, References(manifest.data_dir / "references.json"))
-        self._managed = ManagedServer(options, self._models, manifest.data_dir, environ)
-        self._pulls = Pulls(self._models)
-        self._speech = SpeechServices("/v1", Decoder(None, environ, options.audio), _NO_VOICES, options.live)
         self._users: Counter[str] = Counter()
         self._starting: SingleFlight[None] = SingleFlight("starting Ollama")
         self._installing: SingleFlight[str] = SingleFlight("installing Ollama")
@@ -89,13 +85,40 @@ class OllamaEngine(Engine):
         """The problems of the `engine:` section. Called by `engine-plugin lint`."""
         return option_problems(OllamaOptions, manifest)
 
+    # Parts that are loaded when they are needed: a plugin starts sooner without them
+
+    @cached_property
+    def _managed(self) -> ManagedServer:
+        from engine_plugin.engines.ollama.managed import ManagedServer
+
+        return ManagedServer(self._options, self._models, self.manifest.data_dir, self._environ)
+
+    @property
+    def _manages(self) -> bool:
+        """Whether the managed server was started and not stopped since."""
+        return "_managed" in vars(self) and self._managed.running
+
+    @cached_property
+    def _pulls(self) -> Pulls:
+        from engine_plugin.engines.ollama.pulls import Pulls
+
+        return Pulls(self._models)
+
+    @cached_property
+    def _speech(self) -> SpeechServices:
+        from engine_plugin.speech.decoder import Decoder
+        from engine_plugin.speech.services import SpeechServices
+
+        options = self._options
+        return SpeechServices("/v1", Decoder(None, self._environ, options.audio), _NO_VOICES, options.live)
+
     # Which server
 
     async def _client(self) -> OllamaClient:
         """The client of the server to use; none is started. Raises UnavailableError with the next step."""
         if self._stopped:
             raise catalogue.ENGINE_NOT_RUNNING.error()
-        if self._managed.running:
+        if self._manages:
             return await self._managed.client()
         client = await self._attached.find()
         if client is None:
@@ -104,7 +127,7 @@ class OllamaEngine(Engine):
 
     async def _client_for_change(self) -> OllamaClient:
         """The client for pulls and deletes, which start the managed server if there is no attached one."""
-        idle = not (self._stopped or self._managed.running)
+        idle = not (self._stopped or self._manages)
         if idle and await self._attached.find() is None and await self._can_manage():
             await self.start("auto")
         return await self._client()
@@ -145,7 +168,7 @@ class OllamaEngine(Engine):
 
     async def _is_attached(self) -> bool:
         """Whether there is an attached server, including one that StopEngine has detached."""
-        if self._managed.running:
+        if self._manages:
             return False
         try:
             return await self._attached.find(refresh=True) is not None
@@ -165,7 +188,7 @@ class OllamaEngine(Engine):
         return await self._managed.version()
 
     def config(self) -> EngineConfig:
-        if self._managed.running or self._options.server == "manage":
+        if self._manages or self._options.server == "manage":
             return self._managed.config()
         return EngineConfig(
             host=self._attached.address.authority,
@@ -181,12 +204,12 @@ class OllamaEngine(Engine):
         if mode == "npu":
             raise UnsupportedError("mode: Ollama does not compute on an NPU; start in mode auto, cpu or gpu")
         await self._starting.run(lambda: self._start(mode))
-        if self._managed.running:
+        if self._manages:
             await self._managed.change_mode(mode)
 
     async def _start(self, mode: str) -> None:
         async with self._lifecycle:
-            if self._managed.running:
+            if self._manages:
                 await self._managed.start(mode)  # again, if its process has failed
             elif await self._attached.find(refresh=True) is not None:
                 if mode != "auto":
@@ -202,9 +225,11 @@ class OllamaEngine(Engine):
         await self._starting.cancel()
         async with self._lifecycle:
             self._stopped = True  # again: a start that ended meanwhile has reset it
-            await self._pulls.aclose()
+            if "_pulls" in vars(self):
+                await self._pulls.aclose()
             await self._attached.detach()
-            await self._managed.stop()
+            if self._manages:
+                await self._managed.stop()
 
     async def aclose(self) -> None:
         await self._installing.cancel()
@@ -213,7 +238,7 @@ class OllamaEngine(Engine):
     async def health(self) -> Health:
         if self._stopped:
             return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
-        if self._managed.running:
+        if self._manages:
             return await self._managed.health()
         if await self._attached.find(refresh=True) is None:
             return Health.dead(await self._no_server())
@@ -246,7 +271,7 @@ class OllamaEngine(Engine):
         await self._models.unload(await self._client(), name, self._options.drain_timeout)
 
     async def running_models(self) -> Sequence[ModelInfo]:
-        if self._stopped or not (self._managed.running or await self._attached.find() is not None):
+        if self._stopped or not (self._manages or await self._attached.find() is not None):
             return ()
         return await self._models.running(await self._client())
 

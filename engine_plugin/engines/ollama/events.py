@@ -7,8 +7,8 @@ between bytes that are made once for each choice.
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama.answers import (
@@ -193,7 +193,7 @@ class ChoiceWriter:
 
     def _around_text(self, field: str) -> tuple[bytes, bytes]:
         """The bytes before and after the text in an event that has nothing else."""
-        mark = secrets.token_hex(16)
+        mark = os.urandom(16).hex()
         before, after = self._event({field: mark}).split(f'"{mark}"'.encode())
         return before, after
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_plugin.engines.local.server import ServerOptions
+from engine_plugin.engines.local.options import ServerOptions
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
 from engine_plugin.speech.options import AudioLimits, LiveOptions

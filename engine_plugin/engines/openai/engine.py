@@ -6,6 +6,7 @@ import asyncio
 import os
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
@@ -37,8 +38,6 @@ from engine_plugin.openai_api.pictures import require_format
 from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process.environ import child_environ
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
-from engine_plugin.speech.decoder import Decoder
-from engine_plugin.speech.services import SpeechServices
 from engine_plugin.system.files import in_thread, private_data_dir
 from engine_plugin.transport.answers import ERROR_LIMIT, Complaint
 from engine_plugin.transport.http1 import BrokenOffError
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from engine_plugin.messages import ConversationMessage
     from engine_plugin.models.info import ModelInfo
     from engine_plugin.models.store import PullRequest
+    from engine_plugin.speech.services import SpeechServices
 
 __all__ = ["OpenAIEngine"]
 
@@ -74,10 +74,18 @@ class OpenAIEngine(Engine):
         if problems := _host_problems(manifest):
             raise ManifestError(problems)
         environ = child_environ(os.environ)
-        decoder = Decoder(None, environ, options.audio)
-        self._speech = SpeechServices("", decoder, manifest.data_dir / "output", options.live)
+        self._environ = environ
         self._admission = Admission(options.parallel, options.max_queue)
         self._connection = ServerConnection(ServerFinder(options, manifest.provider.engine_host, environ))
+
+    @cached_property
+    def _speech(self) -> SpeechServices:
+        """Loaded when it is needed: a plugin starts sooner without it."""
+        from engine_plugin.speech.decoder import Decoder
+        from engine_plugin.speech.services import SpeechServices
+
+        decoder = Decoder(None, self._environ, self._options.audio)
+        return SpeechServices("", decoder, self.manifest.data_dir / "output", self._options.live)
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping  # noqa: TC003  # read_options evaluates the
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from engine_plugin.engines.local.server import ServerOptions
+from engine_plugin.engines.local.options import ServerOptions
 from engine_plugin.engines.options import Key, Table, number, section
 from engine_plugin.speech.options import AudioLimits, LiveOptions
 
