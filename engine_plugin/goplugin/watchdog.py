@@ -23,50 +23,9 @@ __all__ = ["LastResort", "watching_host"]
 
 _POLL_INTERVAL = 0.5  # seconds between looks, where the system has no event for a parent's end
 
+_AFTER_START = 0.5  # seconds: what a blocked loop needs is loaded after the host's first calls
+
 _log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def watching_host(parent: int, gone: Callable[[], None]) -> Iterator[None]:
-    """Call `gone`, on the loop or in a thread, when `parent` is no longer the parent of this process.
-
-    `parent` is os.getppid() at the process's start. A parent of 1 is watched too: the host may be init of a container
-    (ipykernel #233).
-    """
-    if sys.platform == "win32":
-        threading.Thread(target=_wait_on_windows, args=(parent, gone), name="watch-host", daemon=True).start()
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-    with contextlib.ExitStack() as cleanup:
-
-        def look() -> None:
-            nonlocal timer
-            if os.getppid() != parent:
-                gone()
-            else:
-                timer = loop.call_later(_POLL_INTERVAL, look)
-
-        def ended() -> None:
-            loop.remove_reader(end)
-            look()
-
-        try:
-            end = cleanup.enter_context(contextlib.closing(_end_of(parent)))
-        except OSError:  # already ended, not permitted, or no such call in this kernel or sandbox
-            look()
-        else:
-            if os.getppid() == parent:
-                loop.add_reader(end, ended)
-                cleanup.callback(loop.remove_reader, end)
-            else:  # its pid may belong to another process by now
-                gone()
-        try:
-            yield
-        finally:
-            if timer is not None:
-                timer.cancel()
 
 
 if sys.platform == "win32":
@@ -82,23 +41,89 @@ if sys.platform == "win32":
             pass
         gone()
 
-elif sys.platform == "linux":
-
-    def _end_of(pid: int) -> FileIO:
-        """What becomes readable when the process ends. Raises OSError."""
-        return FileIO(os.pidfd_open(pid))
+    @contextlib.contextmanager
+    def watching_host(parent: int, gone: Callable[[], None]) -> Iterator[None]:
+        """As below; `gone` is called in a thread."""
+        threading.Thread(target=_wait_on_windows, args=(parent, gone), name="watch-host", daemon=True).start()
+        yield
 
 else:
 
-    def _end_of(pid: int) -> select.kqueue:
-        """What becomes readable when the process ends. Raises OSError."""
-        queue = select.kqueue()
-        try:
-            queue.control([select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)], 0)
-        except OSError:
-            queue.close()
-            raise
-        return queue
+    @contextlib.contextmanager
+    def watching_host(parent: int, gone: Callable[[], None]) -> Iterator[None]:
+        """Call `gone`, on the loop or in a thread, when `parent` is no longer the parent of this process.
+
+        `parent` is os.getppid() at the process's start. A parent of 1 is watched too: the host may be init of a
+        container (ipykernel #233).
+        """
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+        with contextlib.ExitStack() as cleanup:
+
+            def look() -> None:
+                nonlocal timer
+                if os.getppid() != parent:
+                    gone()
+                else:
+                    timer = loop.call_later(_POLL_INTERVAL, look)
+
+            def ended() -> None:
+                loop.remove_reader(end)
+                look()
+
+            try:
+                end = cleanup.enter_context(contextlib.closing(_end_of(parent)))
+            except OSError:  # already ended, not permitted, or no such call in this kernel or sandbox
+                look()
+            else:
+                if os.getppid() == parent:
+                    loop.add_reader(end, ended)
+                    cleanup.callback(loop.remove_reader, end)
+                    timer = loop.call_later(_AFTER_START, _interrupt, parent, gone, cleanup)
+                else:  # its pid may belong to another process by now
+                    gone()
+            try:
+                yield
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    if sys.platform == "linux":
+        _PR_SET_PDEATHSIG = 1
+        _PARENT_ENDED = signal.SIGUSR1
+
+        def _interrupt(parent: int, gone: Callable[[], None], cleanup: contextlib.ExitStack) -> None:
+            """Let the kernel interrupt the main thread at the parent's end, which a blocked loop would not notice."""
+            import ctypes
+
+            def look(*_signal: object) -> None:
+                if os.getppid() != parent:  # the signal also comes when only a thread of the parent has ended
+                    gone()
+
+            prctl = ctypes.CDLL(None).prctl
+            cleanup.callback(signal.signal, _PARENT_ENDED, signal.signal(_PARENT_ENDED, look))
+            cleanup.callback(prctl, _PR_SET_PDEATHSIG, 0, 0, 0, 0)
+            prctl(_PR_SET_PDEATHSIG, _PARENT_ENDED, 0, 0, 0)
+            look()  # it may have ended before
+
+        def _end_of(pid: int) -> FileIO:
+            """What becomes readable when the process ends. Raises OSError."""
+            return FileIO(os.pidfd_open(pid))
+
+    else:
+
+        def _interrupt(parent: int, gone: Callable[[], None], cleanup: contextlib.ExitStack) -> None:
+            """Do nothing: macOS has no signal for a parent's end."""
+
+        def _end_of(pid: int) -> select.kqueue:
+            """What becomes readable when the process ends. Raises OSError."""
+            queue = select.kqueue()
+            try:
+                queue.control([select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)], 0)
+            except OSError:
+                queue.close()
+                raise
+            return queue
 
 
 class LastResort:

@@ -46,7 +46,7 @@ os.pidfd_open = refuse
 
 @pytest.fixture
 def parent(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", PARENT, CHILD.format(before=request.param)]
+    command = [sys.executable, "-c", PARENT, request.param]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ(), cwd=ROOT) as process:
         try:
             yield process
@@ -55,8 +55,37 @@ def parent(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.promise("G36")
-@pytest.mark.parametrize("parent", ["", WITHOUT_PIDFD], indirect=True, ids=["pidfd", "polling"])
+@pytest.mark.parametrize(
+    "parent", [CHILD.format(before=""), CHILD.format(before=WITHOUT_PIDFD)], indirect=True, ids=["pidfd", "polling"]
+)
 def test_death_of_the_parent_is_detected(parent: subprocess.Popen[str]) -> None:
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "watching\n"
+    parent.kill()
+    assert parent.stdout.read() == "gone True\n"
+
+
+BLOCKED = """
+import asyncio, os, signal, time
+from engine_plugin.goplugin.watchdog import watching_host
+parent = os.getppid()
+def gone():
+    print("gone", os.getppid() != parent, flush=True)
+    os._exit(0)
+async def block():
+    with watching_host(parent, gone):
+        while signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            await asyncio.sleep(0.01)
+        print("watching", flush=True)
+        time.sleep(1000)
+asyncio.run(block())
+"""
+
+
+@pytest.mark.promise("G36")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a signal for the end of a parent")
+@pytest.mark.parametrize("parent", [BLOCKED], indirect=True, ids=[""])
+def test_death_of_the_parent_interrupts_a_blocked_loop(parent: subprocess.Popen[str]) -> None:
     assert parent.stdout is not None
     assert parent.stdout.readline() == "watching\n"
     parent.kill()
