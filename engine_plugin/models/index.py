@@ -124,6 +124,7 @@ class Index:
         self.partials = layout.partials
         self.inspect = inspect
         self._known: dict[str, Record] = {}
+        self._infos: dict[str, tuple[Record, StoredModel]] = {}
         self._unusable: dict[str, tuple[Extent | None, str]] = {}
         self._inspecting: dict[str, asyncio.Task[None]] = {}
         self._hashing: dict[str, asyncio.Task[None]] = {}
@@ -134,6 +135,13 @@ class Index:
     def path(self, name: str) -> Path:
         """The path of a model, present or not."""
         return self.layout.path(name)
+
+    def info(self, record: Record) -> StoredModel:
+        """The model of a record, as the store lists it; the same object until its record changes."""
+        known = self._infos.get(record.name)
+        if known is None or known[0] is not record:
+            known = self._infos[record.name] = (record, record.info(self.path(record.name)))
+        return known[1]
 
     def names(self) -> list[str]:
         """The names of all models, sorted. Blocks."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.partial import Partial
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.models.folders import WatchedFolders, entries_below, files_of
 from engine_plugin.models.names import is_model_name, other_case
 from engine_plugin.system.files import (
     hash_rest,
@@ -35,7 +36,7 @@ from engine_plugin.system.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
 
 __all__ = [
@@ -177,30 +178,6 @@ def _shown(folder: Path) -> list[Path]:
         return []
 
 
-def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Each file, link or other entry below a folder that is not hidden, by its path, with `/`. Raises OSError."""
-    waiting = [(str(folder), "")]
-    while waiting:
-        here, prefix = waiting.pop()
-        with os.scandir(here) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
-                else:
-                    yield f"{prefix}{entry.name}", entry
-
-
-def files_of(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """The files of a model: each path below its folder, with `/`, and its stat; sorted. Links to files are followed.
-
-    Raises OSError.
-    """
-    found = [(path, entry.stat()) for path, entry in _entries(folder) if entry.is_file()]
-    return sorted(found, key=lambda file: file[0])
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """A file that is copied: its stat, and its path below `root`, without links."""
@@ -227,7 +204,7 @@ def files_to_copy(folder: Path) -> dict[str, Found]:
     if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
         roots.append(Path(os.path.realpath(root.parent.parent / "blobs")))
     found: dict[str, Found] = {}
-    for name, entry in _entries(root):
+    for name, entry in entries_below(root):
         place = Path(os.path.realpath(entry.path))
         home = next((one for one in roots if place.is_relative_to(one)), None)
         if home is None:
@@ -270,10 +247,25 @@ def delete_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def _extent(stats_of: Callable[[Path], list[os.stat_result]], folder: Path) -> Extent | None:
+    """The extent of the files of a folder."""
+    try:
+        stats = stats_of(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    if not stats:
+        return None
+    return Extent(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
+
+
 class FolderLayout(Layout):
     """Each model is one folder, `<root>/<name>` or `<root>/<owner>/<name>`."""
 
     folders = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._watched = WatchedFolders()
 
     def path(self, name: str) -> Path:
         """`<root>/<name>`."""
@@ -294,15 +286,13 @@ class FolderLayout(Layout):
                 found += [f"{folder.name}/{entry.name}" for entry in inside if entry.is_dir() and _shown(entry)]
         return found
 
-    def extent_of(self, path: Path) -> Extent | None:
+    def extent(self, name: str) -> Extent | None:
         """A stat for each file, some dozens: the bytes of all files and the latest modification time."""
-        try:
-            stats = [stat for _, stat in files_of(path)]
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return None
-        if not stats:
-            return None
-        return Extent(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
+        return _extent(self._watched.stats, self.path(name))
+
+    def extent_of(self, path: Path) -> Extent | None:
+        """As `extent`, for a folder that is looked at once."""
+        return _extent(lambda folder: [stat for _, stat in files_of(folder)], path)
 
     async def digest(self, name: str) -> str:
         """As `digest_of_files`."""

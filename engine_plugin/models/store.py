@@ -113,7 +113,7 @@ class ModelStore:
 
         A file that was put there by hand is inspected once, and skipped with a warning if it is not a model.
         """
-        found = {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
+        found = {record.name: self._index.info(record) for record in await self._index.all()}
         found |= {sample.name: sample for sample in self._samples.besides(found)}
         return [found[name] for name in sorted(found)]
 
@@ -122,11 +122,13 @@ class ModelStore:
 
         Raises ModelNotFoundError, and ModelUnusableError for files that are not a usable model.
         """
+        if self._index.layout.is_name(name) and (record := await self._index.get(name)) is not None:
+            return self._index.info(record)
         name = await self._meant(name)
         if self._index.layout.is_name(name):
             record = await self._index.get(name)
             if record is not None:
-                return record.info(self._index.path(name))
+                return self._index.info(record)
             sample = self._samples.get(name)
             if sample is not None:
                 return sample
