@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import ngh2
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.host.seam import CallEnded, RpcFailure
@@ -42,13 +43,15 @@ _OF_HTTP = {b"400": 13, b"401": 16, b"403": 7, b"404": 12, b"429": 14, b"502": 1
 class _ClientStream(Stream):
     """The stream of a call: keeps its messages, and its end."""
 
-    __slots__ = ("_arrival", "_reader", "_timer", "outcome")
+    __slots__ = ("_arrival", "_reader", "_timer", "complete", "outcome")
 
     def __init__(self, connection: Connection, number: int) -> None:
         super().__init__(connection, number)
         self._reader = MessageReader(_LONGEST)
         self._arrival: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.complete = False
+        """Whether the request was sent to its end."""
         self.outcome: RpcFailure | None = None
         """How the call ended; its status may be 0."""
 
@@ -57,13 +60,16 @@ class _ClientStream(Stream):
         messages = self._reader.messages
         while not messages:
             if self.outcome is not None:
+                if self._reader.incomplete and not self.outcome.status:
+                    self.outcome = RpcFailure(_INTERNAL, "the server ended the call within a message")
                 return None
             self._arrival = self.connection.loop.create_future()
             await self._arrival
         try:
             data, size = self._reader.take()
         except WireError as error:
-            self.abandon(error.status, error.details)
+            self.outcome = RpcFailure(error.status, error.details)
+            self.reset(_CANCEL)
             return None
         self.consumed(size if messages else None)
         return data
@@ -76,6 +82,12 @@ class _ClientStream(Stream):
                 self._timer.cancel()
             if self._arrival is not None and not self._arrival.done():
                 self._arrival.set_result(None)
+
+    def end_with(self, headers: Headers) -> None:
+        """Note how the server ended the call; what is left of the request is not sent."""
+        self.finish_with(*parse_end(headers))
+        if not self.complete:
+            self.reset(_CANCEL)
 
     def end_at(self, deadline: float) -> None:
         """End the call at a time of the event loop's clock."""
@@ -95,7 +107,7 @@ class _ClientStream(Stream):
         elif not fields.get(b"content-type", b"").startswith(b"application/grpc"):
             self.abandon(_UNKNOWN, "the server does not speak gRPC")
         elif ended:
-            self.finish_with(*parse_end(headers))
+            self.end_with(headers)
         else:
             self._reader.unzips = fields.get(b"grpc-encoding") == b"gzip"
 
@@ -116,7 +128,7 @@ class _ClientStream(Stream):
             self._arrival.set_result(None)
 
     def on_trailers(self, headers: Headers) -> None:
-        self.finish_with(*parse_end(headers))
+        self.end_with(headers)
 
     def on_closed(self, code: int | None) -> None:
         if code is None:
@@ -144,6 +156,7 @@ class _NativeCall:
         except StreamEnded as error:
             raise RpcFailure(_UNAVAILABLE, "the connection was lost") from error
         if data is not None:
+            stream.complete = True
             stream.send_data(data, end=True)
         else:
             connection.flush_soon()
@@ -160,7 +173,12 @@ class _NativeCall:
         stream = self._stream or await self._begun()
         data = await stream.message()
         if data is not None:
-            return self._answer.FromString(data)
+            try:
+                return self._answer.FromString(data)
+            except DecodeError:
+                stream.abandon(_INTERNAL, "")
+                name = self._answer.DESCRIPTOR.full_name
+                raise RpcFailure(_INTERNAL, f"the server sent something other than a {name} message") from None
         if stream.outcome is not None and stream.outcome.status:
             raise stream.outcome
         return None
@@ -179,6 +197,7 @@ class _NativeCall:
     async def done_writing(self) -> None:
         stream = self._stream or await self._begun()
         if stream.outcome is None:
+            stream.complete = True
             stream.finish()
 
     async def trailing_metadata(self) -> Mapping[str, str]:

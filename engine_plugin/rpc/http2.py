@@ -271,7 +271,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._over = self.going_away = True
         self._end_streams()
-        self.ended.set_result(None)
+        if not self.ended.done():  # a wait for it was cancelled
+            self.ended.set_result(None)
         self._lost(self)
 
     # Called by the owner and the streams

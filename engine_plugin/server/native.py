@@ -194,6 +194,9 @@ class _ServerCall(Stream):
                 self._put(answer, more=True)
         except HostGone:
             return
+        except asyncio.CancelledError:  # the server stops, or something within the handler was cancelled
+            self._end(GrpcStatus.UNAVAILABLE.value, "the plugin cancelled the call", {})
+            raise
         except RpcError as error:
             self._end(error.status.value, error.details, error.metadata)
         except Exception as error:  # noqa: BLE001  # the edge: the client gets a status, and the log the traceback

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ngh2
 import pytest
@@ -177,3 +177,83 @@ async def test_long_requests_are_bounded_together(short_dir: Path, monkeypatch: 
         assert len(answer.payload.body) == 1
         await held.done_writing()
         assert (await within(held.read())).aggregated_payload_size == 1
+
+
+async def test_stream_ends_on_both_sides_when_the_server_ends_the_call_first(short_dir: Path) -> None:
+    server = NativeServer()
+    async with serving(f"unix:{short_dir}/s", server=server) as address, channel_to(address) as channel:
+        call = channel.begin(rpc("FullDuplexCall"), timeout=None)
+        await call.write(message("StreamingOutputCallRequest", response_status={"code": 9}))
+        with pytest.raises(RpcFailure) as caught:
+            await within(call.read())
+        assert caught.value.status == 9
+        [ours] = channel._connections
+        [theirs] = server._connections
+        assert not ours.streams
+        await within(channel.begin(rpc("EmptyCall"), message("Empty"), timeout=None).read())
+        assert not theirs.streams
+
+
+async def test_handler_that_is_cancelled_from_within_ends_its_call(short_dir: Path) -> None:
+    class Cancelled(TestService):
+        async def EmptyCall(self, _request: Any, _call: Call) -> Any:
+            raise asyncio.CancelledError
+
+    async with serving(f"unix:{short_dir}/s", Cancelled()) as address, channel_to(address) as channel:
+        with pytest.raises(RpcFailure) as caught:
+            await within(channel.begin(rpc("EmptyCall"), message("Empty"), timeout=None).read(), 1)
+        assert caught.value.status == 14
+
+
+async def test_running_calls_go_on_while_the_server_stops(short_dir: Path) -> None:
+    servicer, server = TestService(), NativeServer()
+    async with channel_to(f"unix:{short_dir}/s") as channel, serving(f"unix:{short_dir}/s", servicer, server):
+        call = channel.begin(rpc("FullDuplexCall"), timeout=None)
+        await call.write(message("StreamingOutputCallRequest", response_parameters=[{"size": 1}]))
+        await within(call.read())
+        reading = asyncio.create_task(call.read())
+        stopping = asyncio.create_task(server.stop(5))
+        await until(lambda: not channel.connected, "the server goes away")
+        await call.write(message("StreamingOutputCallRequest", response_parameters=[{"size": 2}]))
+        assert len((await within(reading)).payload.body) == 2, "a call under way may go on"
+        await call.done_writing()
+        assert await within(call.read()) is None
+        await within(stopping)
+
+
+class Answering(asyncio.Protocol):
+    """A server that answers each call with given bytes and trailers."""
+
+    def __init__(self, body: bytes, status: bytes = b"0") -> None:
+        self._body, self._status = body, status
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._core = ngh2.Connection(ngh2.Role.SERVER)
+        self._core.initiate_connection({})
+        self._transport.write(self._core.data_to_send())
+
+    def data_received(self, data: bytes) -> None:
+        self._core.receive_data(data)
+        for event in self._core.events():
+            if isinstance(event, events.RequestReceived):
+                head = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-encoding", b"gzip"))
+                self._core.send_response(event.stream_id, head)
+                self._core.send_data(event.stream_id, self._body)
+                self._core.send_trailers(event.stream_id, ((b"grpc-status", self._status),))
+        self._transport.write(self._core.data_to_send())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\1\0\0\0\5wrong", prefixed(b"\xff"), prefixed(b"ab")[:-1], b"\0\0", b"\2\0\0\0\0"],
+    ids=["not-gzip", "not-protobuf", "cut-message", "cut-prefix", "flag"],
+)
+async def test_broken_answer_is_an_error_in_spite_of_its_status(body: bytes, short_dir: Path) -> None:
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_unix_server(lambda: Answering(body), short_dir / "s")
+    async with listener, channel_to(f"unix:{short_dir}/s") as channel:
+        call = channel.begin(rpc("StreamingOutputCall"), message("StreamingOutputCallRequest"), timeout=None)
+        with pytest.raises(RpcFailure) as caught:
+            await within(call.read())
+        assert caught.value.status == 13

@@ -183,6 +183,19 @@ async def test_lost_connection_ends_all_streams() -> None:
     assert pair.server.ended.done()
 
 
+async def test_cancelled_wait_for_the_end_does_not_disturb_it() -> None:
+    pair = Pair()
+
+    async def wait() -> None:
+        await pair.server.ended
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    pair.server.connection_lost(None)
+
+
 async def test_refused_request_has_no_stream() -> None:
     pair = Pair()
     pair.server._accept = lambda connection, number, _: connection.refuse(number, ((b":status", b"415"),), b"no")
