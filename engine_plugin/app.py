@@ -57,7 +57,7 @@ def build(manifest: Manifest) -> HostedPlugin:
 def from_here(plugin_dir: Path | None, parsed: Path | None = None) -> HostedPlugin:
     """Build the plugin of this program; `plugin_dir` is its directory, if known. Blocks for some milliseconds.
 
-    `parsed` is the content of its manifest, if known. Raises ManifestError or UnsupportedError.
+    `parsed` is the content of the manifest in that directory, if known. Raises ManifestError or UnsupportedError.
     """
     from engine_plugin.goplugin.handshake import engine_environ
     from engine_plugin.manifest import load_manifest
@@ -65,7 +65,8 @@ def from_here(plugin_dir: Path | None, parsed: Path | None = None) -> HostedPlug
     # The host's variables for the plugin are not for the engine, which inherits this environment.
     for name in set(os.environ) - set(engine_environ(os.environ, COOKIE)):
         del os.environ[name]
-    return build(load_manifest(_manifest_file(plugin_dir), parsed=parsed))
+    file = _manifest_file(plugin_dir)
+    return build(load_manifest(file, parsed=parsed if file.parent == plugin_dir else None))
 
 
 def _manifest_file(plugin_dir: Path | None) -> Path:

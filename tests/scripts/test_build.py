@@ -12,9 +12,11 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 import build
 from engine_plugin.manifest import load_manifest, platform_key
+from engine_plugin.protocol.handshake import COOKIE
 from pins import ROOT
 from tests.patience import LIMIT, pace
 
@@ -163,6 +165,17 @@ def test_plugin_with_its_manifest_as_built_is_announced_before_it_loads(linked: 
         manifest.write("# changed\n")
     line, said, status = hosted(linked, short_dir)
     assert (line, said.startswith(reason), status) == ("", True, 1)
+
+
+@pytest.mark.promise("T1")
+@posix
+def test_manifest_of_another_directory_is_read_when_the_environment_names_it(linked: Path, tmp_path: Path) -> None:
+    shape = yaml.safe_load((linked / "plugin.yaml").read_text(encoding="utf-8"))
+    shape["engine"]["unknown"] = 1
+    (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(shape), encoding="utf-8")
+
+    said = refusal(executable(linked), **{COOKIE.name: COOKIE.value}, ENGINE_PLUGIN_DIR=str(tmp_path))
+    assert "engine.unknown" in said
 
 
 @posix
