@@ -6,6 +6,7 @@ A host spawns `python -m engine_plugin.app` (by the launcher in bin/<os>-<arch>/
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -32,7 +33,9 @@ _UNUSED = (
     "google.protobuf.internal.python_message",
     "hashlib",
     "psutil",
+    "shutil",
     "ssl",
+    "tempfile",
     "yaml",
     "zipfile",
 )
@@ -96,10 +99,15 @@ def main(plugin_dir: str = "", early: EarlyListener | None = None, parsed: str =
     """
     begin_in_utf8()
     defer(*_UNUSED)
+    gc.disable()
     os.umask(0o077)  # all files created from here on, also by engines, are for this user only
 
     async def load() -> HostedPlugin:
-        return from_here(Path(plugin_dir) if plugin_dir else None, Path(parsed) if parsed else None)
+        try:
+            return from_here(Path(plugin_dir) if plugin_dir else None, Path(parsed) if parsed else None)
+        finally:  # what was imported stays, so no collection needs to look at it
+            gc.freeze()
+            gc.enable()
 
     return serve.run(load, COOKIE, early)
 

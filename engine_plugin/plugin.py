@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin import catalogue, conversations, deadlines
@@ -23,7 +24,7 @@ from engine_plugin.errors import (
     error_about,
 )
 from engine_plugin.jsontext import BRIEF
-from engine_plugin.models.available import AvailableModels, MissingModels, names_for
+from engine_plugin.models.available import AvailableModels, names_for
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.protocol.shapes import OperateStatus
 from engine_plugin.system.files import in_thread
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Engine, Health
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.messages import ConversationMessage
+    from engine_plugin.models.missing import MissingModels
     from engine_plugin.models.store import ModelInfo, PullRequest
     from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
     from engine_plugin.services import RequestValidator
@@ -72,12 +74,19 @@ class Plugin:
         self._status = OperateStatus.RUNNING
         self._defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
         self._available = AvailableModels(engine.list_models)
-        self._missing = MissingModels(engine.pull_model, lambda: ProgressLog("PullModel"))
+
+    @cached_property
+    def _missing(self) -> MissingModels:
+        """The pulls of missing models; loaded when they are needed, for a plugin starts sooner without them."""
+        from engine_plugin.models.missing import MissingModels
+
+        return MissingModels(self.engine.pull_model, lambda: ProgressLog("PullModel"))
 
     async def aclose(self) -> None:
         """Stop the engine and release what the plugin holds. The plugin is not used afterwards."""
         await self._available.aclose()
-        await self._missing.aclose()
+        if "_missing" in vars(self):
+            await self._missing.aclose()
         await self.engine.aclose()
 
     async def manifest_json(self) -> bytes:

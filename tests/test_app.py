@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,11 +10,14 @@ import sys
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
+from build import build_linked
 from engine_plugin.app import build
 from engine_plugin.engines.base import engine_class
 from engine_plugin.errors import ManifestError, UnsupportedError
+from engine_plugin.host import launch
 from engine_plugin.manifest import load_manifest
 from engine_plugin.rpc.choice import use_grpcio
 from engine_plugin.server import new_server
@@ -99,6 +103,23 @@ async def test_built_plugin_serves_every_rpc(tmp_path: Path) -> None:
 def test_building_a_plugin_object_writes_no_files(tmp_path: Path) -> None:
     build(load_manifest(REPOSITORY / "plugin.yaml", {"AOG_DATA_DIR": str(tmp_path)}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux" or use_grpcio(), reason="reads /proc; grpcio's threads wake on their own")
+async def test_idle_plugin_has_one_thread_that_is_not_woken(tmp_path: Path, short_dir: Path) -> None:
+    plugin = build_linked(REPOSITORY / "plugins" / "ollama" / "plugin.yaml", tmp_path)
+    variables = {"AOG_DATA_DIR": str(tmp_path / "data"), "PLUGIN_UNIX_SOCKET_DIR": str(short_dir)}
+    command = [str(load_manifest(plugin / "plugin.yaml").executable())]
+    async with await launch(command, env=variables, start_timeout=LIMIT) as client:
+        await client.get_operate_status()
+        assert client.pid is not None
+        process = psutil.Process(client.pid)
+        assert process.num_threads() == 1
+        await asyncio.sleep(1)  # what the call began is over by then
+        before = process.num_ctx_switches().voluntary
+        await asyncio.sleep(5)
+        assert process.num_ctx_switches().voluntary == before
 
 
 def changed(tmp_path: Path, **engine: object) -> Path:

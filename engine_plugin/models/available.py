@@ -1,21 +1,16 @@
-"""The available models of an engine, listed within a time limit; and the pulls of missing models (`auto_pull`)."""
+"""The available models of an engine, listed within a time limit."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from engine_plugin.download.events import ChunkProgress, StepStarted, Success
-from engine_plugin.models.flights import PullFlights
 from engine_plugin.models.info import can_serve
-from engine_plugin.models.pull_request import PullRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from engine_plugin.download.events import PullEvent
     from engine_plugin.models.info import ModelInfo
 
 __all__ = ["AvailableModels", "names_for"]
@@ -60,57 +55,3 @@ class AvailableModels:
             self._latest = tuple(await self._ask())
         except Exception as error:  # noqa: BLE001  # GetManifest must not fail with the engine
             log.debug("cannot list the available models: %s", error)
-
-
-class _Missing(NamedTuple):
-    """The plan of a pull that a call needs."""
-
-    name: str
-
-
-class MissingModels:
-    """The pulls of missing models, for a manifest with `auto_pull`. Owned by a plugin."""
-
-    def __init__(
-        self,
-        pull: Callable[[PullRequest], AsyncGenerator[PullEvent, None]],
-        reporter: Callable[[], Callable[[str | ChunkProgress], None]],
-    ) -> None:
-        """`pull` is the engine's; `reporter` returns a callback for the steps and the progress of one pull."""
-        self._pull = pull
-        self._reporter = reporter
-        self._flights: PullFlights[_Missing] = PullFlights(self._run, key=str)
-
-    async def fetch(self, name: str) -> None:
-        """Pull a model, or wait for the pull that another call began.
-
-        A cancelled caller leaves the pull to the others; the last one cancels it, and a later pull resumes. Raises
-        what the pull raises.
-        """
-
-        async def plan() -> _Missing:
-            return _Missing(name)
-
-        async with aclosing(self._flights.pull(plan)) as events:
-            async for _ in events:
-                pass  # `_run` tells them once for all callers
-
-    async def aclose(self) -> None:
-        """Cancel the running pulls and wait for their end."""
-        await self._flights.aclose()
-
-    async def _run(self, plan: _Missing, _publish: Callable[[PullEvent], None]) -> Success:
-        report, steps_seen = self._reporter(), set()
-        report(f"pulling {plan.name}, which a call needs")
-        success = Success(plan.name, 0, "")
-        async with aclosing(self._pull(PullRequest(model=plan.name))) as events:
-            async for event in events:
-                if isinstance(event, ChunkProgress):  # `report` limits their rate
-                    report(event)
-                elif isinstance(event, StepStarted) and event.text not in steps_seen:
-                    steps_seen.add(event.text)
-                    report(event.text)
-                elif isinstance(event, Success):
-                    success = event
-        report(f"pulled {plan.name}")
-        return success

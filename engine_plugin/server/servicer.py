@@ -16,7 +16,6 @@ from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import disk_reason
-from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.errors import (
     DeadlineError,
     EnginePluginError,
@@ -240,6 +239,8 @@ class ProviderServicer:
 
     @_unary
     async def PullModel(self, request: pb.PullModelRequest) -> dict[str, Any]:
+        from engine_plugin.download.events import Success, progress_json  # here, for a quick start
+
         wanted = pull_request(request.request_json)
         async with self._plugin.pull_model(wanted) as events:
             async for event in events:
@@ -248,6 +249,8 @@ class ProviderServicer:
         raise EnginePluginError("the pull ended without a result")
 
     async def PullModelStream(self, request: pb.PullModelStreamRequest, call: Call) -> None:
+        from engine_plugin.download.events import Error, progress_json
+
         response = pb.PullModelStreamResponse
         try:
             wanted = pull_request(request.request_json)

@@ -93,6 +93,9 @@ class OllamaEngine(Engine):
 
         return ManagedServer(self._options, self._models, self.manifest.data_dir, self._environ)
 
+    async def _managed_client(self) -> OllamaClient:
+        return await self._managed.client()
+
     @property
     def _manages(self) -> bool:
         """Whether the managed server was started and not stopped since."""
@@ -317,7 +320,7 @@ class OllamaEngine(Engine):
         self._users[model.name] += 1
         try:
             facts = self._models.facts(model, native=_is_native(self.manifest.service(service)))
-            yield Exchange(client, service, facts, self._managed.client), model.name
+            yield Exchange(client, service, facts, self._managed_client), model.name
         except ModelNotFoundError:
             self._models.invalidate()  # deleted on the server
             raise
