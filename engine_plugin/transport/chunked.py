@@ -72,7 +72,8 @@ def _whole_chunks(data: bytes, pieces: list[bytes]) -> int:
         wrong = (n for n, size in enumerate(sizes) if size != announced[n] or not size)
         del chunks[next(wrong) :]
     pieces += chunks
-    return sum(map(len, lines[: 2 * len(chunks)])) + 4 * len(chunks)
+    rest = lines[2 * len(chunks) :]
+    return len(data) - sum(map(len, rest)) - 2 * (len(rest) - 1)
 
 
 @lru_cache(maxsize=4096)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["as_events", "line_objects", "read_line", "split_lines", "whole_lines"]
+__all__ = ["EVENT_ADDS", "as_events", "line_objects", "read_line", "split_lines", "whole_lines"]
 
+EVENT_ADDS = len(b"data: \n")
 _MAX_LINE = 16 * 1024 * 1024
 _SHOWN = 120
 
@@ -54,8 +55,11 @@ def split_lines(block: bytes) -> Iterator[bytes]:
 
 
 def as_events(lines: bytes) -> bytes:
-    """A block of whole lines without CR and empty lines as server-sent events; the JSON is unchanged."""
-    return b"".join((b"data: ", lines.replace(b"\n", b"\n\ndata: ", lines.count(b"\n") - 1), b"\n"))
+    """A block of whole lines without CR and empty lines as server-sent events; the JSON is unchanged.
+
+    An event is EVENT_ADDS bytes longer than its line.
+    """
+    return b"".join((b"data: ", lines[:-1].replace(b"\n", b"\n\ndata: "), b"\n\n"))
 
 
 def line_objects(lines: bytes) -> Iterator[dict[str, Any]]:

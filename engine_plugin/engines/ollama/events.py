@@ -25,7 +25,7 @@ from engine_plugin.engines.ollama.thinking import ThinkParser
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.jsontext import write_json
 from engine_plugin.openai_api.completions import CompletionLogprobs
-from engine_plugin.transport.ndjson import as_events, read_line, split_lines
+from engine_plugin.transport.ndjson import EVENT_ADDS, as_events, read_line, split_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -219,8 +219,10 @@ class NativeWriter:
         An error is an error line, or a line that is not a JSON object.
         """
         # Quotes inside JSON strings are escaped, so that `"error"` is a field.
-        if lines.count(_NOT_DONE) == lines.count(b"\n") and b'"error"' not in lines and b"\r" not in lines:
-            return as_events(lines)  # nearly always
+        if b'"error"' not in lines and b"\r" not in lines:
+            events = as_events(lines)
+            if len(events) - len(lines) == EVENT_ADDS * lines.count(_NOT_DONE):
+                return events  # nearly always: all lines have this end
         good: list[bytes] = []
         try:
             for line in split_lines(lines):
