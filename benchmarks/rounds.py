@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from benchmarks.targets import Plugged
 from engine_plugin.errors import EnginePluginError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from benchmarks.measures import Received, Sizes
     from benchmarks.results import Results
@@ -72,10 +73,9 @@ async def calls_round(results: Results, rig: Rig, sizes: Sizes, group: str) -> N
     """One round of calls against a stand-in: empty ones and chats; with an embedder embeds and long messages."""
     add, row = results.add, partial(Row, group, ways=rig.ways)
     for target in rig.targets(results.rounds):
-        title = "an rpc that does nothing (GetOperateStatus); direct: a GET"
-        add(row(title, "ms", "added"), target.name, await latencies(target.nothing, sizes.calls))
+        await _timed(results, row, target, "an empty rpc", target.nothing, sizes.calls)
         one = partial(target.call, "chat", target.chat(1))
-        add(row("chat of 1 token", "ms", "added"), target.name, await latencies(one, sizes.calls))
+        await _timed(results, row, target, "chat of 1 token", one, sizes.calls)
         for callers in _CALLERS:
             rate = await calls_per_second(one, callers, sizes.concurrent_calls)
             title = f"requests/s, {callers} callers, chat of 1 token"
@@ -83,6 +83,24 @@ async def calls_round(results: Results, rig: Rig, sizes: Sizes, group: str) -> N
     if rig.embedder:
         await _embeds(results, row, rig, sizes)
         await _long_messages(results, row, rig, sizes)
+
+
+async def _timed(
+    results: Results,
+    row: partial[Row],
+    target: Measured,
+    title: str,
+    call: Callable[[], Awaitable[object]],
+    calls: int,
+) -> None:
+    """Add what a call takes, and the processor time of it in the host and in the plugin."""
+    await call()
+    host, used = time.process_time(), _used(target)
+    results.add(row(title, "ms", "added"), target.name, await milliseconds(call, calls))
+    host, used = time.process_time() - host, _used(target) - used
+    results.add(row(f"{title}: host's processor time", "ms", "cost"), target.name, [host / calls * 1000])
+    if isinstance(target, Plugged):
+        results.add(row(f"{title}: plugin's processor time", "ms", "cost"), target.name, [used / calls * 1000])
 
 
 async def _embeds(results: Results, row: partial[Row], rig: Rig, sizes: Sizes) -> None:

@@ -130,7 +130,7 @@ def test_another_plugin_is_measured_beside_ours_in_every_case(
     assert {row["group"] for row in figures["rows"]} == groups
     titles = _compared(figures, "plugin", "peer")
     for case in (
-        *("an rpc that does nothing", "chat of 1 token", "requests/s, 16 callers", "requests/s, 64 callers"),
+        *("an empty rpc", "chat of 1 token", "requests/s, 16 callers", "requests/s, 64 callers"),
         *("embed, batch of 1", "embed, batch of 32", "embed, batch of 256", "request of 1 MiB", "answer of 1 MiB"),
         *("first token", "1000 tokens/s, 1 stream", "1000 tokens/s, 16", "1000 tokens/s, 64", "1000 tokens/s, 256"),
         *("processor seconds a million tokens, 64", "a token's way", "start to handshake", "start to the first rpc"),
