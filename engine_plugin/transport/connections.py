@@ -135,8 +135,8 @@ class Connection(asyncio.BufferedProtocol):
 class Stock:
     """Connections to one server that have carried nothing yet, for requests that need a new one each.
 
-    While requests follow each other within `_FRESH` seconds, each one that takes a connection has the next one opened
-    in the background. There is one, or with concurrent requests up to `most`; an unused one is closed after `_FRESH`
+    While requests follow each other within `_FRESH` seconds, the next connection is opened in the background when one
+    has been answered. There is one, or with concurrent requests up to `most`; an unused one is closed after `_FRESH`
     seconds. A server that closes or refuses them gets none for `_PAUSE` seconds.
     """
 
@@ -146,7 +146,8 @@ class Stock:
         self._most = most
         self._wanted = 1
         self._fresh: deque[Connection] = deque()
-        self._taken_at = -math.inf
+        self._used_at = -math.inf
+        self._in_use = False
         self._not_before = -math.inf
         self._filling: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -155,12 +156,16 @@ class Stock:
         """The oldest connection, which the server has accepted first; None if there is none."""
         now = time.monotonic()
         found = self._oldest(now)
-        in_use, self._taken_at = now - self._taken_at < _FRESH, now
-        if in_use and self._filling is None and now >= self._not_before:
-            self._filling = asyncio.create_task(self._fill())
-        elif in_use and found is None:
+        self._in_use, self._used_at = now - self._used_at < _FRESH, now
+        if found is None and self._filling is not None:
             self._wanted = min(self._wanted + 1, self._most)
         return found
+
+    def fill(self) -> None:
+        """Open connections in the background, if more requests are to be expected. Called after an answer."""
+        self._used_at = time.monotonic()
+        if self._in_use and self._filling is None and self._used_at >= self._not_before:
+            self._filling = asyncio.create_task(self._fill())
 
     def close(self) -> None:
         """Close the connections. Further requests may fill the stock again."""
@@ -172,7 +177,7 @@ class Stock:
             self._expiry = None
         while self._fresh:
             self._fresh.popleft().abort()
-        self._wanted, self._taken_at = 1, -math.inf
+        self._wanted, self._in_use, self._used_at = 1, False, -math.inf
 
     def _oldest(self, now: float) -> Connection | None:
         while self._fresh:

@@ -143,9 +143,15 @@ class Http1Client:
         while self._idle and self._idle[0].since < connection.since - _KEEP_ALIVE:
             self._idle.popleft().abort()
 
-    async def _connect(self) -> Connection:
-        """A connection for a request that needs a new one. Raises UnavailableError, with the OSError as its cause."""
-        fresh = self._stock.take() if self._stock is not None else None
+    def _close(self, connection: Connection, *, answered: bool) -> None:
+        """Close a connection that is not kept; after an answer the next one may be opened."""
+        connection.abort()
+        if answered and self._stock is not None:
+            self._stock.fill()
+
+    async def _connect(self, *, stocked: bool) -> Connection:
+        """An unused connection. Raises UnavailableError, with the OSError as its cause."""
+        fresh = self._stock.take() if stocked and self._stock is not None else None
         return fresh or await connect(self._open, self.connect_retries, self.backoff)
 
     async def _open(self) -> Connection:
@@ -190,7 +196,7 @@ class Response(HttpResponse):
             self._require_wanted()
             # No idle connection, or the engine closed it just before the request arrived: no byte of an answer
             # came and the request changes nothing at the engine, so sending it once more is safe.
-            connection = self._connection = await self._client._connect()
+            connection = self._connection = await self._client._connect(stocked=not self._over_idle)
             self._require_wanted()
             if not await self._exchange(connection):
                 self._require_wanted()
@@ -213,7 +219,7 @@ class Response(HttpResponse):
         if self._complete and self._reusable and self._over_idle and connection.usable:
             self._client._give_back(connection)
         else:
-            connection.abort()
+            self._client._close(connection, answered=self._complete and not self._over_idle)
 
     def _require_wanted(self) -> None:
         if self._given_up:
