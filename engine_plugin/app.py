@@ -17,7 +17,7 @@ from engine_plugin import PLUGIN_DIR
 from engine_plugin.goplugin import serve
 from engine_plugin.protocol.handshake import COOKIE
 from engine_plugin.server.seam import HostedPlugin
-from engine_plugin.system.deferred import defer
+from engine_plugin.system.deferred import UNUSED, defer
 from engine_plugin.system.utf8 import begin_in_utf8
 
 if TYPE_CHECKING:
@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest
 
 __all__ = ["build", "from_here", "main"]
-
-# What asyncio, protobuf and this package import and a plugin that starts does not use; measured by `-X importtime`.
-_UNUSED = (
-    "asyncio.sslproto",
-    "ctypes",
-    "google.protobuf.internal.python_message",
-    "hashlib",
-    "psutil",
-    "shutil",
-    "ssl",
-    "tempfile",
-    "yaml",
-    "zipfile",
-)
 
 
 def build(manifest: Manifest) -> HostedPlugin:
@@ -98,7 +84,7 @@ def main(plugin_dir: str = "", early: EarlyListener | None = None, parsed: str =
     `parsed` the file of `manifest.write_parsed`, if plugin.yaml has not changed since that was written.
     """
     begin_in_utf8()
-    defer(*_UNUSED)
+    defer(*UNUSED)
     gc.disable()
     os.umask(0o077)  # all files created from here on, also by engines, are for this user only
 

@@ -59,7 +59,10 @@ HEAVY = (
 
 # Runs a plugin up to the point where it would serve; deferred modules have a type of their own.
 SHOW_MODULES = """\
-import json, sys, types
+import sys
+from engine_plugin.system.deferred import UNUSED, defer
+defer(*UNUSED)
+import json, types
 from engine_plugin import app
 def show(load, _cookie, _early):
     import asyncio

@@ -7,12 +7,12 @@ in the table of connections. macOS lists them for root only, so there every loca
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
 import sys
 import time
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -95,7 +95,7 @@ def _address(peer: str) -> tuple[str, int] | None:
     kind, _, rest = unquote(peer).partition(":")
     host, _, port = rest.rpartition(":")
     try:
-        place = ip_address(host.strip("[]"))
+        place = ipaddress.ip_address(host.strip("[]"))
         mapped = getattr(place, "ipv4_mapped", None)
         return (str(mapped or place), int(port)) if kind in ("ipv4", "ipv6") else None
     except ValueError:
@@ -131,7 +131,7 @@ def _endpoint(text: bytes) -> tuple[str, int]:
     """An address as /proc/net/tcp writes it: 32-bit words in this machine's byte order, then the port."""
     words, _, port = text.partition(b":")
     raw = b"".join(int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8))
-    place = ip_address(raw)
+    place = ipaddress.ip_address(raw)
     return str(getattr(place, "ipv4_mapped", None) or place), int(port, 16)
 
 

@@ -6,12 +6,35 @@ import sys
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `typing` is slow
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
+    from typing import Any
 
-__all__ = ["defer"]
+__all__ = ["UNUSED", "defer"]
+
+UNUSED = (
+    "asyncio.sslproto",
+    "asyncio.staggered",
+    "calendar",
+    "ctypes",
+    "difflib",
+    "google.protobuf.descriptor_database",
+    "google.protobuf.internal.python_message",
+    "hashlib",
+    "ipaddress",
+    "locale",
+    "psutil",
+    "shutil",
+    "ssl",
+    "tempfile",
+    "textwrap",
+    "tokenize",
+    "yaml",
+    "zipfile",
+)
+"""What the standard library, protobuf and this package import and a plugin that starts does not use."""
 
 
 class _Deferred(ModuleType):

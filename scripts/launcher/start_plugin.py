@@ -23,6 +23,9 @@ def main() -> int:
         early = announce_early(os.environ)
         parsed = f"{here}/{PARSED}"
     try:
+        from engine_plugin.system.deferred import UNUSED, defer
+
+        defer(*UNUSED)
         from engine_plugin.app import main as serve
 
         return serve(plugin_dir, early, parsed)
