@@ -68,8 +68,8 @@ class _ClientStream(Stream):
         try:
             data, size = self._reader.take()
         except WireError as error:
-            self.outcome = RpcFailure(error.status, error.details)
-            self.reset(_CANCEL)
+            self.abandon(error.status, error.details)
+            self.outcome = RpcFailure(error.status, error.details)  # whatever status the server sent
             return None
         self.consumed(size if messages else None)
         return data

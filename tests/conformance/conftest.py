@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,10 +24,35 @@ if TYPE_CHECKING:
     Observe: TypeAlias = Callable[..., dict[str, Check]]
 
 
+NEWER = {
+    "v1.8.0": "h1:ie8S6RRY8RvB2usYZv+AAZ/wBvx2AU5p5QeP5j/FORs=",
+    "v1.8.0/go.mod": "h1:BExt6KEaIYx804z8k4gRzRLEvxKVb+kn0NMcihqOqb8=",
+}
+"""The newer go-plugin's lines in go.sum. It needs what the older one does."""
+
+
 @pytest.fixture(scope="session")
 def go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[GoHost]:
-    binary = tmp_path_factory.mktemp("go-host") / "conformance-host"
-    run_go("build", "-mod=readonly", "-o", str(binary), ".")
+    yield from _built(tmp_path_factory.mktemp("go-host"), request, "-mod=readonly")
+
+
+@pytest.fixture(scope="session")
+def newer_go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[GoHost]:
+    """The same host with a newer go-plugin."""
+    directory = tmp_path_factory.mktemp("newer-go-host")
+    module = directory / "newer.mod"
+    text = (SOURCES / "go.mod").read_text()
+    newer = re.sub(r"(hashicorp/go-plugin) v\S+", rf"\1 {next(iter(NEWER))}", text)
+    assert newer != text
+    module.write_text(newer)
+    sums = [f"github.com/hashicorp/go-plugin {version} {digest}\n" for version, digest in NEWER.items()]
+    module.with_suffix(".sum").write_text((SOURCES / "go.sum").read_text() + "".join(sums))
+    yield from _built(directory, request, "-mod=readonly", f"-modfile={module}")
+
+
+def _built(directory: Path, request: pytest.FixtureRequest, *options: str) -> Iterator[GoHost]:
+    binary = directory / "conformance-host"
+    run_go("build", *options, "-o", str(binary), ".")
     seen: list[Check] = []
     yield GoHost(binary, seen)
     request.config.stash[REPORT] += _lines(seen)

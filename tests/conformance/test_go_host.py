@@ -82,6 +82,14 @@ def test_scenario_passes_under_the_go_host(observe: Observe, scenario: str, tls:
     observe(scenario, tls)
 
 
+@pytest.mark.promise("G42")
+@pytest.mark.parametrize("scenario", ["errors", "kill-streaming", "tcp", "automtls"])
+def test_scenario_passes_under_a_newer_go_plugin(
+    newer_go_host: GoHost, plugin: Path, scenario: str, scratch: Path
+) -> None:
+    newer_go_host.run(scenario, plugin, scratch, *(["-automtls"] if scenario == "automtls" else []))
+
+
 @over_tls
 def test_eight_services_answer_under_the_go_host(
     go_host: GoHost, eight_services: Path, scratch: Path, tls: bool

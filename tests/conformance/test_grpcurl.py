@@ -14,7 +14,7 @@ from tests.patience import patience
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.promise("G41")]
 
 
 async def grpcurl(judges: Path, *arguments: str) -> str:

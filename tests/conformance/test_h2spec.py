@@ -55,6 +55,7 @@ async def judged(judges: Path, port: str) -> str:
     return out.decode()
 
 
+@pytest.mark.promise("G41")
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["tcp", "unix"])
 async def test_h2spec_passes(judges: Path, network: str, short_dir: Path) -> None:

@@ -70,6 +70,7 @@ class Slow(TestService):
         return await super().StreamingInputCall(call)
 
 
+@pytest.mark.promise("G43")
 async def test_message_longer_than_the_window_follows_one_not_read_yet(short_dir: Path) -> None:
     slow = Slow()
     async with serving(f"unix:{short_dir}/s", slow) as address, channel_to(address) as channel:
@@ -83,6 +84,7 @@ async def test_message_longer_than_the_window_follows_one_not_read_yet(short_dir
         assert (await within(call.read())).aggregated_payload_size == 10 + (3 << 20)
 
 
+@pytest.mark.promise("G43")
 async def test_long_answer_follows_one_not_read_yet(short_dir: Path) -> None:
     async with serving(f"unix:{short_dir}/s") as address, channel_to(address) as channel:
         sizes = [10, 3 << 20, 0, 20]
@@ -94,6 +96,7 @@ async def test_long_answer_follows_one_not_read_yet(short_dir: Path) -> None:
         assert await within(call.read()) is None
 
 
+@pytest.mark.promise("G44")
 async def test_calls_end_with_their_client(short_dir: Path) -> None:
     """The end of a process closes its side of the connection, without a reset."""
     async with serving(f"unix:{short_dir}/s"):
@@ -112,6 +115,7 @@ async def test_calls_end_with_their_client(short_dir: Path) -> None:
         writer.close()
 
 
+@pytest.mark.promise("G43")
 async def test_long_status_message_arrives(short_dir: Path) -> None:
     async with serving(f"unix:{short_dir}/s") as address, channel_to(address) as channel:
         wanted = message("SimpleRequest", response_status={"code": 9, "message": "%" * 70_000})
@@ -120,6 +124,7 @@ async def test_long_status_message_arrives(short_dir: Path) -> None:
         assert (caught.value.status, caught.value.details) == (9, "%" * 4000)
 
 
+@pytest.mark.promise("G44")
 async def test_call_is_reset_before_its_client_is_known() -> None:
     """At a TCP port the owner of the other end is looked up first."""
     async with serving("127.0.0.1:0") as address:
@@ -136,6 +141,7 @@ async def test_call_is_reset_before_its_client_is_known() -> None:
         writer.close()
 
 
+@pytest.mark.promise("G44")
 async def test_connection_that_fails_after_its_call_was_cancelled_fails_no_other_call(short_dir: Path) -> None:
     silent: list[asyncio.StreamWriter] = []
     async with await asyncio.start_unix_server(lambda _, writer: silent.append(writer), short_dir / "s"):
@@ -151,6 +157,7 @@ async def test_connection_that_fails_after_its_call_was_cancelled_fails_no_other
         silent.pop().close()
 
 
+@pytest.mark.promise("G46")
 async def test_long_requests_are_bounded_together(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_MOST_LARGE", 4 << 20)
     request = message("SimpleRequest", response_size=1, payload=payload(3 << 20))
@@ -179,6 +186,7 @@ async def test_long_requests_are_bounded_together(short_dir: Path, monkeypatch: 
         assert (await within(held.read())).aggregated_payload_size == 1
 
 
+@pytest.mark.promise("G44")
 async def test_stream_ends_on_both_sides_when_the_server_ends_the_call_first(short_dir: Path) -> None:
     server = NativeServer()
     async with serving(f"unix:{short_dir}/s", server=server) as address, channel_to(address) as channel:
@@ -194,6 +202,7 @@ async def test_stream_ends_on_both_sides_when_the_server_ends_the_call_first(sho
         assert not theirs.streams
 
 
+@pytest.mark.promise("G44")
 async def test_handler_that_is_cancelled_from_within_ends_its_call(short_dir: Path) -> None:
     class Cancelled(TestService):
         async def EmptyCall(self, _request: Any, _call: Call) -> Any:
@@ -205,6 +214,7 @@ async def test_handler_that_is_cancelled_from_within_ends_its_call(short_dir: Pa
         assert caught.value.status == 14
 
 
+@pytest.mark.promise("G43")
 async def test_running_calls_go_on_while_the_server_stops(short_dir: Path) -> None:
     servicer, server = TestService(), NativeServer()
     async with channel_to(f"unix:{short_dir}/s") as channel, serving(f"unix:{short_dir}/s", servicer, server):
@@ -244,6 +254,7 @@ class Answering(asyncio.Protocol):
         self._transport.write(self._core.data_to_send())
 
 
+@pytest.mark.promise("G43")
 @pytest.mark.parametrize(
     "body",
     [b"\1\0\0\0\5wrong", prefixed(b"\xff"), prefixed(b"ab")[:-1], b"\0\0", b"\2\0\0\0\0"],

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+pytestmark = pytest.mark.promise("G41")
+
 
 @pytest.mark.parametrize("name", CASES)
 async def test_channel_calls_the_server_of_grpcio(name: str, short_dir: Path) -> None:

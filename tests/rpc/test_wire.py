@@ -34,6 +34,7 @@ def taken(reader: MessageReader) -> list[tuple[bytes, int]]:
     return messages
 
 
+@pytest.mark.promise("G43")
 @given(st.lists(st.binary(max_size=40), max_size=80), st.data())
 def test_messages_cut_anywhere_are_whole(messages: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(map(prefixed, messages))
@@ -85,6 +86,7 @@ def test_message_that_cannot_be_decompressed_is_rejected(stream: bytes, encoding
     assert caught.value.status == status
 
 
+@pytest.mark.promise("G46")
 def test_messages_not_taken_hold_only_what_arrived() -> None:
     """Nothing is decompressed, nor cut far, ahead of the reader."""
     tracemalloc.start()
