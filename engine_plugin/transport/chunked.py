@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import takewhile
 
 from engine_plugin.errors import BadGatewayError
 
@@ -11,6 +12,8 @@ __all__ = ["ChunkedBody"]
 _FEW = 1024
 """Bytes that are decoded faster chunk by chunk."""
 _LONGEST_LINE = 1024
+_USUAL_LINE = 16
+"""Bytes of the longest line whose size is looked up; a longer one may be content, which the cache must not keep."""
 _LONGEST_TRAILER = 64 * 1024
 _HEX = b"0123456789abcdefABCDEF"
 
@@ -66,14 +69,22 @@ def _whole_chunks(data: bytes, pieces: list[bytes]) -> int:
     """Take the whole chunks at the start of `data`, up to one that contains CRLF; the bytes that they took."""
     lines = data.split(b"\r\n")
     chunks = lines[1:-1:2]
+    heads = lines[: 2 * len(chunks) : 2]
+    if heads and max(map(len, heads)) > _USUAL_LINE:
+        heads = list(takewhile(_is_usual, heads))
+        del chunks[len(heads) :]
     sizes = list(map(len, chunks))
-    announced = list(map(_size, lines[: 2 * len(chunks) : 2]))
+    announced = list(map(_size, heads))
     if sizes != announced or 0 in sizes:
         wrong = (n for n, size in enumerate(sizes) if size != announced[n] or not size)
         del chunks[next(wrong) :]
     pieces += chunks
     rest = lines[2 * len(chunks) :]
     return len(data) - sum(map(len, rest)) - 2 * (len(rest) - 1)
+
+
+def _is_usual(head: bytes) -> bool:
+    return len(head) <= _USUAL_LINE
 
 
 @lru_cache(maxsize=4096)
@@ -88,7 +99,7 @@ def _size(line: bytes) -> int:
 def _line_end(data: bytes, start: int) -> int:
     """The end of the line that begins at `start`; -1 while it has not arrived."""
     end = data.find(b"\r\n", start)
-    if end < 0 and len(data) - start > _LONGEST_LINE:
+    if (end if end >= 0 else len(data)) - start > _LONGEST_LINE:
         raise _broken()
     return end
 

@@ -34,19 +34,20 @@ async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterato
 
     An event of more than `longest` bytes (0: 16 MiB), and a body that ends inside one, raise BadGatewayError.
     """
-    rest, longest = b"", longest or _MAX_EVENT
+    longest = longest or _MAX_EVENT
+    parts: list[bytes] = []  # of an event whose end has not arrived
+    size, tail = 0, b""  # of them; an empty line may begin with their last bytes
     while block := await response.read_some():
-        data = rest + block if rest else block
-        cut = _last_boundary(data)
-        if cut == len(data):
-            rest = b""
-            yield data
-            continue
-        rest = data[cut:]
-        if len(rest) > longest:
-            raise BadGatewayError(f"the engine sent an event of over {longest} bytes")
+        cut = max(0, _last_boundary(tail + block) - len(tail))
         if cut:
-            yield data[:cut]
+            yield b"".join((*parts, block[:cut]))
+            parts, size, tail = [], 0, b""
+        if rest := block[cut:]:
+            parts.append(rest)
+            size, tail = size + len(rest), (tail + rest[-2:])[-2:]
+            if size > longest:
+                raise BadGatewayError(f"the engine sent an event of over {longest} bytes")
+    rest = b"".join(parts)
     if _DONE_ALONE.fullmatch(rest.strip()):
         yield rest.strip() + b"\n\n"  # complete, but for the empty line
     elif rest.strip():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -68,3 +70,27 @@ def test_line_and_trailer_that_do_not_end_are_errors() -> None:
         decoded([b"5;" + b"x" * 2000])
     with pytest.raises(BadGatewayError, match="trailer that does not end"):
         decoded([b"0\r\n" + b"x: y\r\n" * 20_000])
+
+
+@pytest.mark.parametrize("cut", [500, 1500, 2010])
+def test_line_of_a_size_is_bounded_wherever_it_is_cut(cut: int) -> None:
+    wire = b"5;" + b"x" * 2000 + b"\r\nhello\r\n0\r\n\r\n"
+    with pytest.raises(BadGatewayError, match="chunked encoding is broken"):
+        decoded([wire[:cut], wire[cut:]])
+
+
+def test_no_content_is_kept_after_its_body() -> None:
+    """Line ends within a chunk make its content look like the lines between chunks."""
+
+    def decode() -> None:
+        content = b"\r\n".join(os.urandom(20_000).replace(b"\r", b"") for _ in range(4))
+        assert decoded([encoded([content, content])])[0] == content + content
+
+    decode()
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            decode()
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -164,3 +165,18 @@ def test_data_of_an_event_is_joined() -> None:
 def test_event_data_that_is_not_an_object_is_an_error(value: bytes) -> None:
     with pytest.raises(BadGatewayError, match="the engine's event is not"):
         list(sse.event_data(b"data: " + value + b"\n\n"))
+
+
+async def test_time_of_an_event_grows_with_its_length() -> None:
+    """Not with its square: a picture is one event of many blocks."""
+
+    async def seconds(length: int) -> float:
+        began = time.process_time()
+        block = b"x" * 1000
+        assert len(await blocks(*[block] * (length // 1000), b"\n\n")) == 1
+        return time.process_time() - began
+
+    await seconds(100_000)
+    short = min([await seconds(250_000) for _ in range(5)])
+    long = min([await seconds(4_000_000) for _ in range(2)])
+    assert long < 80 * short  # 16 times as long; searched again for each block it takes over 200 times as long
