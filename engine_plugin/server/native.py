@@ -15,7 +15,6 @@ from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
 from engine_plugin.rpc.wire import ENCODINGS, MessageReader, WireError, parse_timeout, prefixed, trailers
 from engine_plugin.server.health import health
-from engine_plugin.server.peers import LocalPeers
 from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import host_of, is_loopback, unix_path
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from engine_plugin.rpc.http2 import Headers
+    from engine_plugin.server.peers import LocalPeers
     from engine_plugin.server.seam import RpcService
 
 __all__ = ["NativeServer"]
@@ -306,6 +306,8 @@ class NativeServer(RpcServer):
             number: int = self._listener.sockets[0].getsockname()[1]
             bound = f"{host}:{number}"
             if is_loopback(address):
+                from engine_plugin.server.peers import LocalPeers
+
                 self._peers = LocalPeers(number)
                 await self._peers.prepare(host_of(address))
         self.open()

@@ -15,7 +15,6 @@ from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.ollama.address import configured_address
 from engine_plugin.engines.ollama.attached import AttachedOllama
-from engine_plugin.engines.ollama.exchange import Exchange
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
 from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.engines.ollama.options import OllamaOptions
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.address import ServerAddress
     from engine_plugin.engines.ollama.client import OllamaClient
+    from engine_plugin.engines.ollama.exchange import Exchange
     from engine_plugin.engines.ollama.managed import ManagedServer
     from engine_plugin.engines.ollama.pulls import Pulls
     from engine_plugin.errors import Problem
@@ -311,6 +311,8 @@ class OllamaEngine(Engine):
 
         Raises ModelNotFoundError, and InvalidRequestError for a model that does not support the service.
         """
+        from engine_plugin.engines.ollama.exchange import Exchange
+
         client = await self._client()
         model = await self._models.get(client, name)
         wanted = FEATURE_OF_SERVICE[service]
