@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -149,21 +149,22 @@ async def stream_events(
     An error event raises its exception after the events before it; an end without `[DONE]` raises BadGatewayError.
     What follows `[DONE]` is dropped.
     """
-    async for arrived in sse.whole_events(response, longest):
-        block = arrived.replace(unwanted, b"") if unwanted else arrived
-        if not block:
-            continue
-        error_at = sse.error_event(block)
-        if error_at >= 0:
-            if error_at:
-                yield block[:error_at]
-            raise error_of(Complaint.of_event(block[error_at:]))
-        done = sse.after_done(block)
-        if done >= 0:
-            yield block[:done]
-            await drained(response)
-            return
-        yield block
+    async with aclosing(sse.whole_events(response, longest)) as blocks:
+        async for arrived in blocks:
+            block = arrived.replace(unwanted, b"") if unwanted else arrived
+            if not block:
+                continue
+            error_at = sse.error_event(block)
+            if error_at >= 0:
+                if error_at:
+                    yield block[:error_at]
+                raise error_of(Complaint.of_event(block[error_at:]))
+            done = sse.after_done(block)
+            if done >= 0:
+                yield block[:done]
+                await drained(response)
+                return
+            yield block
     raise BadGatewayError("the engine's stream ended before it was done")
 
 

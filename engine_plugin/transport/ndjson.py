@@ -8,7 +8,7 @@ from engine_plugin.errors import BadGatewayError
 from engine_plugin.jsontext import answer_object, json_object
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from engine_plugin.transport.http1 import HttpResponse
 
@@ -19,7 +19,7 @@ _MAX_LINE = 16 * 1024 * 1024
 _SHOWN = 120
 
 
-async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
+async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncGenerator[bytes, None]:
     """Yield the body in blocks of whole lines, which may be empty: all lines that have arrived together.
 
     Each line ends in LF. A last line without LF counts if it is a JSON object. A line of over `longest` bytes (0: 16

@@ -9,7 +9,7 @@ from engine_plugin.errors import BadGatewayError
 from engine_plugin.jsontext import answer_object, json_object, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Iterator, Mapping
 
     from engine_plugin.transport.http1 import HttpResponse
 
@@ -29,7 +29,7 @@ _ERROR_MARKS = (b'"error"', b"error: {", b"error:{")
 _NO_ERROR = (None, False, "")
 
 
-async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
+async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncGenerator[bytes, None]:
     """Yield the body in blocks that end where an event ends: all events that have arrived together.
 
     An event of more than `longest` bytes (0: 16 MiB), and a body that ends inside one, raise BadGatewayError.

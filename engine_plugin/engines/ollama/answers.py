@@ -12,6 +12,7 @@ import re
 import reprlib
 import struct
 import time
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +89,18 @@ async def collect(service: str, response: HttpResponse, model: str) -> dict[str,
     """
     deltas: list[Delta] = []
     size = 0
-    async for lines in whole_lines(response):
-        size += len(lines)
-        if size > ANSWER_LIMIT:
-            raise BadGatewayError(f"the engine's answer is longer than {ANSWER_LIMIT} bytes")
-        for line in line_objects(lines):
-            delta = delta_of(service, checked_line(line, model))
-            if delta.content or delta.thinking or delta.calls or delta.logprobs:
-                deltas.append(delta)
-            if delta.done:
-                await drained(response)
-                return whole_answer(service, line, deltas)
+    async with aclosing(whole_lines(response)) as blocks:
+        async for lines in blocks:
+            size += len(lines)
+            if size > ANSWER_LIMIT:
+                raise BadGatewayError(f"the engine's answer is longer than {ANSWER_LIMIT} bytes")
+            for line in line_objects(lines):
+                delta = delta_of(service, checked_line(line, model))
+                if delta.content or delta.thinking or delta.calls or delta.logprobs:
+                    deltas.append(delta)
+                if delta.done:
+                    await drained(response)
+                    return whole_answer(service, line, deltas)
     raise BadGatewayError(NOT_DONE)
 
 

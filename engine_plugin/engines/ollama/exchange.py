@@ -115,8 +115,9 @@ class Exchange(PostingClient):
         head = answers.answer_head(self._service, request["model"], stream=True)
         writers = [self._writer(head, index, request) for index in range(len(others) + 1)]
         for writer, single in zip(writers, [None, *others], strict=True):
-            async with nullcontext(first) if single is None else self._sent(single) as response:
-                async for lines in whole_lines(response):
+            source = nullcontext(first) if single is None else self._sent(single)
+            async with source as response, aclosing(whole_lines(response)) as blocks:
+                async for lines in blocks:
                     if events := writer.write(lines):
                         yield events
                     if writer.failure is not None:
