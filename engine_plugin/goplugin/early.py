@@ -33,15 +33,17 @@ class EarlyListener:
 
     def __init__(self, directory: str) -> None:
         """Raises OSError."""
-        import _socket  # `socket` would take longer than all else here
-        import fcntl
-
-        os.mkdir(directory, 0o700)  # noqa: PTH102  # pathlib is slow
         self.directory = directory
         self.path = f"{directory}/sock"
         self.output = -1
         self._lock = -1
         self._listener: _socket.socket | None = None
+        if sys.platform == "win32":
+            raise OSError("Windows has no unix sockets")
+        import _socket  # `socket` would take longer than all else here
+        import fcntl
+
+        os.mkdir(directory, 0o700)  # noqa: PTH102  # pathlib is slow
         try:
             self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from _thread import RLock
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from types import ModuleType
@@ -37,16 +38,28 @@ UNUSED = (
 """What the standard library, protobuf and this package import and a plugin that starts does not use."""
 
 
+_locks: dict[str, RLock] = {}
+_unloaded: set[str] = set()
+
+
 class _Deferred(ModuleType):
-    """A module that is not loaded yet. (`importlib.util.LazyLoader` loads at the next `import` statement.)"""
+    """A module that is not loaded yet. (`importlib.util.LazyLoader` loads at the next `import` statement.)
+
+    Until all of it is loaded, other threads wait here for the attributes that it lacks.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        spec = self.__spec__
-        if spec is None or spec.loader is None:
-            raise AttributeError(name)
-        object.__setattr__(self, "__class__", ModuleType)
-        spec.loader.exec_module(self)
-        return getattr(self, name)
+        module, spec = self.__name__, self.__spec__
+        with _locks[module]:
+            if module in _unloaded and spec is not None and spec.loader is not None:
+                _unloaded.remove(module)
+                try:
+                    spec.loader.exec_module(self)
+                except BaseException:  # the next use fails with the same error
+                    _unloaded.add(module)
+                    raise
+                object.__setattr__(self, "__class__", ModuleType)
+        return ModuleType.__getattribute__(self, name)
 
 
 def defer(*names: str) -> None:
@@ -58,6 +71,8 @@ def defer(*names: str) -> None:
         if name not in sys.modules and (spec := _found(name)):
             module = module_from_spec(spec)
             module.__class__ = _Deferred
+            _locks[name] = RLock()
+            _unloaded.add(name)
             sys.modules[name] = module
 
 

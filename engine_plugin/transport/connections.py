@@ -241,6 +241,8 @@ async def open_connection(
 ) -> Connection:
     """Connect to a unix socket's path, or to (host, port), whose addresses are tried one by one. Raises OSError."""
     if isinstance(address, str):
+        if sys.platform == "win32":
+            raise OSError("Windows has no unix sockets")
         return await _open(owner, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), address, {})
     host, port = address
     options = {} if tls is None else {"ssl": tls, "server_hostname": host, "ssl_handshake_timeout": CONNECT_TIMEOUT}
