@@ -156,6 +156,21 @@ def _size(seen: list[events.Event]) -> int:
     return sum(len(event.data) for event in seen if isinstance(event, events.DataReceived))
 
 
+async def test_what_is_sent_after_a_pause_leaves_at_once() -> None:
+    pair = Pair()
+    pair.request(end=True)
+    stream = pair.streams[0]
+    await asyncio.sleep(0.01)
+    stream.send_headers(((b":status", b"200"),))
+    stream.send_data(b"with the trailers", more=True)
+    assert not pair.wire.out, "the head, or data that more follows, left alone"
+    stream.send_trailers(((b"a", b"b"),))
+    assert b"with the trailers" in pair.wire.out, "a turn of the event loop was waited for"
+    assert pair.server.streams, "the stream was ended within its own call"
+    await asyncio.sleep(0)
+    assert stream.ends == [0]
+
+
 async def test_writer_is_woken_by_the_end_of_its_stream() -> None:
     pair = Pair()
     number = pair.request(end=True)
