@@ -53,7 +53,7 @@ class _Reflection:
                 case "file_by_filename":
                     _add_files(response, pool.FindFileByName(request.file_by_filename))
                 case "file_containing_symbol":
-                    _add_files(response, pool.FindFileContainingSymbol(request.file_containing_symbol))
+                    _add_files(response, _file_of(request.file_containing_symbol))
                 case "file_containing_extension":
                     extension = request.file_containing_extension
                     message = pool.FindMessageTypeByName(extension.containing_type)
@@ -69,6 +69,16 @@ class _Reflection:
         except KeyError:
             _fail(response, GrpcStatus.NOT_FOUND, "not found")
         return response
+
+
+def _file_of(symbol: str) -> FileDescriptor:
+    """The file that defines a symbol. Raises KeyError."""
+    pool = Default()
+    try:
+        return pool.FindFileContainingSymbol(symbol)
+    except KeyError:  # it does not look for methods
+        service, _, method = symbol.rpartition(".")
+        return pool.FindServiceByName(service).methods_by_name[method].containing_service.file
 
 
 def _add_files(response: reflection_pb2.ServerReflectionResponse, file: FileDescriptor) -> None:

@@ -44,6 +44,7 @@ async def test_grpcurl_lists_describes_and_calls(judges: Path, short_dir: Path) 
             "grpc.reflection.v1alpha.ServerReflection",
         ]
         assert "rpc Check" in await grpcurl(judges, path, "describe", "grpc.health.v1.Health")
+        assert "rpc Watch" in await grpcurl(judges, path, "describe", "grpc.health.v1.Health.Watch")
         asked = ("-d", '{"service": "plugin"}', path, "grpc.health.v1.Health/Check")
         assert json.loads(await grpcurl(judges, *asked)) == {"status": "SERVING"}
     finally:
