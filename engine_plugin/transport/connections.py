@@ -182,10 +182,11 @@ class Stock:
     def _oldest(self, now: float) -> Connection | None:
         while self._fresh:
             connection = self._fresh.popleft()
-            if connection.usable and connection.untouched:
+            if not (connection.usable and connection.untouched):
+                self._not_before = now + _PAUSE
+            elif now < connection.since + _FRESH:
                 return connection
-            connection.abort()
-            self._not_before = now + _PAUSE
+            connection.abort()  # also when the event loop is late for `_expire`
         return None
 
     async def _fill(self) -> None:

@@ -215,6 +215,18 @@ async def test_connection_whose_end_the_event_loop_has_not_seen_is_not_used() ->
         client.close()
 
 
+async def test_connection_that_has_waited_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the event loop is to close it."""
+    server = Server()
+    async with listening(server) as client:
+        await stocked(client, server)
+        [number] = server.unused
+        monkeypatch.setattr(connections, "_FRESH", 0.0)
+        assert await within(post(client)) == b"hello"
+        assert server.requests[number] == []
+        assert server.posts == 3
+
+
 async def test_server_that_left_and_returns() -> None:
     server = Server()
     async with listening(server) as client:
