@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from engine_plugin.manifest.paths import is_file
 from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -57,10 +58,12 @@ class References:
 
     async def _read(self) -> dict[str, Reference]:
         if self._known is None:
-            shape = (await in_thread(read_json, self._path) if self._path else None) or {}
+            shape = None
+            if self._path and is_file(self._path):  # most plugins have none, and need no thread to find that
+                shape = await in_thread(read_json, self._path)
             self._known = {
                 reference: Reference(str(entry["name"]), str(entry["digest"]))
-                for reference, entry in shape.items()
+                for reference, entry in (shape or {}).items()
                 if isinstance(entry, dict) and {"name", "digest"} <= entry.keys()
             }
         return self._known
