@@ -39,7 +39,7 @@ def run(load: Load, cookie: Cookie, early: EarlyListener | None = None) -> int:
     if not is_hosted(os.environ, cookie):
         sys.stderr.write(RUN_BY_HAND)
         return 1
-    parent = os.getppid()
+    parent = os.getppid() if early is None else early.parent
     _ignore_interrupts()
     if early is not None:
         _leave_on_signals()

@@ -2,7 +2,7 @@
 
 It serves ProviderService, of which it answers InvokeService alone: the request's service name says what to do
 inside the plugin. TEST_LOAD and TEST_ACLOSE say how loading and closing go; with TEST_EARLY it announces itself
-before it loads; TEST_PACE is what the time limits of its end are multiplied by.
+before it loads, and with `orphan` lets its host die in between; TEST_PACE is what the time limits of its end are multiplied by.
 """
 
 from __future__ import annotations
@@ -156,8 +156,11 @@ async def load() -> HostedPlugin:
 
 
 if __name__ == "__main__":
+    host = os.getppid()
     early = announce_early(os.environ) if os.environ.get("TEST_EARLY") else None
     try:
+        while os.environ.get("TEST_EARLY") == "orphan" and os.getppid() == host:
+            time.sleep(0.01)
         sys.exit(run(load, COOKIE, early))
     finally:
         if early is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -142,6 +143,34 @@ async def test_plugin_whose_early_line_has_no_reader_leaves_nothing(short_dir: P
         if plugin.returncode is None:
             plugin.kill()
             await plugin.wait()
+
+
+# It dies as soon as it has read the line.
+DYING_HOST = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-m", "tests.goplugin.plugin"], stdout=subprocess.PIPE).stdout.readline()
+"""
+
+
+@pytest.mark.promise("G36")
+async def test_death_of_the_host_just_after_the_early_line_is_noticed(short_dir: Path) -> None:
+    variables = environ(TEST_EARLY="orphan", PLUGIN_UNIX_SOCKET_DIR=str(short_dir))
+    nowhere, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    host = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", DYING_HOST),
+        stdin=nowhere,
+        stderr=pipe,
+        env=variables,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        _, log = await within(host.communicate())  # the log ends with the plugin
+        assert b"the host has died" in log
+        assert names(short_dir) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(host.pid, signal.SIGKILL)
 
 
 @pytest.mark.promise("G34", "G36")
