@@ -58,14 +58,14 @@ def _built(directory: Path, request: pytest.FixtureRequest, *options: str) -> It
     request.config.stash[REPORT] += _lines(seen)
 
 
-@pytest.fixture(scope="session")
-def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with h2spec, grpcurl, and the interop client and server of grpc-go (`judges`)."""
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A directory with the program of the Go package that the test module names JUDGE."""
     if shutil.which("go") is None:
         pytest.skip("Go is not installed: h2spec, grpc-go and grpcurl did not judge the native implementation")
     directory = tmp_path_factory.mktemp("judges")
-    tools = ("github.com/summerwind/h2spec/cmd/h2spec", "github.com/fullstorydev/grpcurl/cmd/grpcurl")
-    run_go("build", "-mod=readonly", "-o", str(directory), ".", *tools, module=SOURCES.parent / "judges")
+    module = SOURCES.parent / "judges"
+    run_go("build", "-mod=readonly", "-o", f"{directory}/", request.module.JUDGE, module=module)
     return directory
 
 

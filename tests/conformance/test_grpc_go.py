@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise("G41")]
 
+JUDGE = "."
 CLIENT_CASES = (
     "cancel_after_begin",
     "cancel_after_first_response",

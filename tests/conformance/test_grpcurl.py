@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise("G41")]
+JUDGE = "github.com/fullstorydev/grpcurl/cmd/grpcurl"
 
 
 async def grpcurl(judges: Path, *arguments: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LIMIT = patience(60)
+JUDGE = "github.com/summerwind/h2spec/cmd/h2spec"
 _CASES = 145
 
 
