@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from engine_plugin.engines.ollama.errors import body_complaint, exception_for
 from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
-from engine_plugin.jsontext import JsonError, read_json
+from engine_plugin.jsontext import BRIEF, JsonError, read_json
 from engine_plugin.system.files import LARGEST_JSON, in_thread
 from engine_plugin.transport.answers import ERROR_LIMIT
 
@@ -112,7 +112,10 @@ class OllamaClient:
         if not answer.strip():
             return {}
         try:
-            found = await in_thread(read_json, answer, LARGEST_JSON)
+            if len(answer) <= BRIEF:
+                found = read_json(answer, LARGEST_JSON)
+            else:
+                found = await in_thread(read_json, answer, LARGEST_JSON)
         except JsonError as error:
             raise BadGatewayError(f"the Ollama server's answer to {path} {error}") from None
         if not isinstance(found, dict):
