@@ -28,8 +28,8 @@ _WAITING_CONNECTIONS = 1024
 class EarlyListener:
     """A listening unix socket in a private directory, which its owner removes by `close`.
 
-    `output` is the pipe into which fd 1 leads once the line is printed; `StandardOutput` takes it over. `parent` is the
-    host's pid, read before the line: without a host there is no reader, and the line cannot be printed.
+    `output` is the pipe into which fd 1 leads once the line is printed; `StandardOutput` takes it over. `parent` is
+    the host's pid, read before the line: without a host there is no reader, and the line cannot be printed.
     """
 
     def __init__(self, directory: str) -> None:

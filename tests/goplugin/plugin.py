@@ -2,7 +2,8 @@
 
 It serves ProviderService, of which it answers InvokeService alone: the request's service name says what to do
 inside the plugin. TEST_LOAD and TEST_ACLOSE say how loading and closing go; with TEST_EARLY it announces itself
-before it loads, and with `orphan` lets its host die in between; TEST_PACE is what the time limits of its end are multiplied by.
+before it loads, and with `orphan` lets its host die in between; TEST_PACE is what the time limits of its end are
+multiplied by.
 """
 
 from __future__ import annotations
