@@ -274,7 +274,7 @@ async def _open(owner: Owner, sock: socket.socket, address: Any, options: dict[s
 
 def _connects_at_once(sock: socket.socket, address: Any) -> bool:
     """Whether a TCP connection is there already, as one within this machine is; else it is still to be awaited."""
-    if sys.platform == "win32" or isinstance(address, str):
+    if sys.platform != "linux" or isinstance(address, str):  # elsewhere a refused socket cannot connect again
         return False
     return sock.connect_ex(address) == errno.EINPROGRESS and sock.connect_ex(address) in (0, errno.EISCONN)
 
