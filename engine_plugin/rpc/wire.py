@@ -18,6 +18,7 @@ __all__ = [
     "End",
     "MessageReader",
     "WireError",
+    "fitting",
     "parse_end",
     "parse_timeout",
     "prefixed",
@@ -31,7 +32,9 @@ ENCODINGS = frozenset({b"identity", b"gzip"})
 _RESOURCE_EXHAUSTED, _INTERNAL, _UNKNOWN = 8, 13, 2
 _PREFIX = 5  # bytes: the compressed flag and the length
 _AHEAD = 64  # messages that are cut before one is taken
-_MOST_DETAILS = 4000  # characters of a status's message that are sent: clients and the core bound headers
+_MOST_DETAILS = (
+    4000  # bytes of a status's message as it is sent: grpcio's clients fail a call with over 8 KiB of headers
+)
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
@@ -135,11 +138,21 @@ def write_timeout(seconds: float) -> bytes:
     return b"99999999H"
 
 
+def fitting(details: str) -> str:
+    """As much of a status's message, from its start, as clients accept in a header."""
+    left = _MOST_DETAILS
+    for place, char in enumerate(details):
+        left -= 1 if ord(char) in _PLAIN else 3 * len(char.encode("utf-8", "replace"))
+        if left < 0:
+            return details[:place]
+    return details
+
+
 def trailers(status: int, details: str, metadata: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """The headers that end a call; `metadata` is printable ASCII."""
     headers = [(b"grpc-status", b"%d" % status)]
     if details:
-        text = details[:_MOST_DETAILS].encode("utf-8", "replace")
+        text = fitting(details).encode("utf-8", "replace")
         quoted = b"".join(bytes((byte,)) if byte in _PLAIN else b"%%%02X" % byte for byte in text)
         headers.append((b"grpc-message", quoted))
     headers.extend((name.encode(), value.encode("ascii", "replace")) for name, value in metadata.items())

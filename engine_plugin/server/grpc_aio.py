@@ -14,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
+from engine_plugin.rpc.wire import fitting
 from engine_plugin.server.gate import Gate, method_kind
 from engine_plugin.server.health import health
 from engine_plugin.server.peers import LocalPeers
@@ -115,7 +116,9 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
             raise asyncio.CancelledError from gone
         except RpcError as error:
             try:
-                await context.abort(grpc.StatusCode[error.status.name], error.details, tuple(error.metadata.items()))
+                await context.abort(
+                    grpc.StatusCode[error.status.name], fitting(error.details), tuple(error.metadata.items())
+                )
             except grpc.aio.InternalError as gone:
                 raise asyncio.CancelledError from gone
 

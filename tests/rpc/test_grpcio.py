@@ -17,10 +17,13 @@ grpc = pytest.importorskip("grpc")
 aio = pytest.importorskip("grpc.aio")
 
 from engine_plugin.server.grpc_aio import AioServer  # noqa: E402  # imports grpcio
+from engine_plugin.server.native import NativeServer  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from engine_plugin.server.seam import RpcServer
 
 pytestmark = pytest.mark.promise("G41")
 
@@ -164,3 +167,22 @@ async def test_grpcio_may_send_any_authority(authority: str, short_dir: Path) ->
         grpcio_channel(address, **{"grpc.default_authority": authority}) as channel,
     ):
         await empty_call(channel)
+
+
+@pytest.mark.parametrize("kind", [NativeServer, AioServer])
+async def test_status_with_a_long_message_reaches_grpcio(kind: Callable[[], RpcServer], short_dir: Path) -> None:
+    """Its clients replace the status of a call with too long headers."""
+    server = kind()
+    server.add(service())
+    address = await server.start(f"unix:{short_dir}/s")
+    try:
+        async with grpcio_channel(address) as channel:
+            for text in ("x" * 100_000, "%" * 100_000, "語" * 100_000):
+                request = message("SimpleRequest", response_status={"code": 9, "message": text})
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await within(method(channel, "UnaryCall")(request))
+                assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+                assert text.startswith(caught.value.details())
+                assert len(caught.value.details()) > 400
+    finally:
+        await server.stop(0)
