@@ -227,12 +227,17 @@ class Connection(asyncio.Protocol):
         self._flushing = False  # a flush is about to come
         self._written = 0.0  # when something was, by the event loop's clock
         self._events: list[events.Event] = []  # of the core, to be handled
+        self._made = False  # it has its transport
         self._over = False
 
     # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self._made = True
+        if self._over:  # ended by its owner before
+            self.transport.abort()
+            return
         self.core.initiate_connection(_SETTINGS)
         self.core.set_local_window_size(_LARGEST)  # streams have windows of their own
         self.flush()
@@ -306,7 +311,9 @@ class Connection(asyncio.Protocol):
 
     def go_away(self) -> None:
         """Refuse new requests; running ones continue (server)."""
-        if not self._over:
+        if not self._made:
+            self.abort()
+        elif not self._over:
             with suppress(*_ENDED):
                 self.core.send_goaway()
             self.flush()
@@ -334,7 +341,8 @@ class Connection(asyncio.Protocol):
         """Close the connection at once."""
         self._over = self.going_away = True
         self._end_streams()
-        self.transport.abort()
+        if self._made:
+            self.transport.abort()
 
     def flush_soon(self) -> None:
         """Write what the core has to send: at once after a pause, else at the end of this turn of the event loop."""

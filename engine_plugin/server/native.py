@@ -280,6 +280,7 @@ class NativeServer(RpcServer):
         """Bytes of long requests that its calls hold."""
         self._peers: LocalPeers | None = None
         self._listener: asyncio.Server | None = None
+        self._stopping = False
 
     def add(self, service: RpcService) -> None:
         descriptor, servicer = service
@@ -324,6 +325,7 @@ class NativeServer(RpcServer):
         self.add(health(self._health_service))
 
     async def stop(self, grace: float) -> None:
+        self._stopping = True
         if self._listener is not None:
             self._listener.close()
         for connection in tuple(self._connections):
@@ -348,6 +350,8 @@ class NativeServer(RpcServer):
         """The protocol of a new connection."""
         connection = Connection(ngh2.Role.SERVER, accept=self._accept, lost=self._lost)
         self._connections.add(connection)
+        if self._stopping:  # it was accepted just before
+            connection.abort()
         return connection
 
     def _lost(self, connection: Connection) -> None:

@@ -13,6 +13,7 @@ from ngh2 import events
 
 from engine_plugin.rpc.authority import without_at
 from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
+from engine_plugin.server.native import NativeServer
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -356,3 +357,19 @@ async def test_answers_to_pings_wait_for_their_reader() -> None:
         pair.server.data_received(FRAME(6, 0, 0, b"12345678") * 900)
     assert pair.wire.out.count(b"12345678") == 18_000
     assert not pair.wire.closing
+
+
+@pytest.mark.promise("G43")
+async def test_server_stops_before_a_connection_has_its_transport() -> None:
+    server, wire = NativeServer(), Wire()
+    connection = server.connection()
+    stopping = asyncio.create_task(server.stop(0))
+    await asyncio.sleep(0)
+    assert not stopping.done()
+    connection.connection_made(wire)
+    assert wire.closing
+    connection.connection_lost(None)
+    await asyncio.wait_for(stopping, LIMIT)
+    late, wire = server.connection(), Wire()
+    late.connection_made(wire)
+    assert wire.closing
