@@ -123,6 +123,7 @@ class StandardOutput:
     def _await_output(self) -> None:
         if sys.platform == "linux":
             signal.signal(signal.SIGIO, lambda _number, _frame: self._start_pump())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])  # as the host may have left it
             fcntl.fcntl(self._source, fcntl.F_SETOWN, os.getpid())
             self._signal_output(True)
             if select.select([self._source], [], [], 0)[0]:  # printed before

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from engine_plugin.goplugin.stdout import OutputBuffer
-from tests.patience import within
+from tests.patience import LIMIT, within
 
 
 async def read_all(buffer: OutputBuffer) -> list[bytes]:
@@ -79,3 +81,19 @@ def test_reader_of_a_closed_loop_is_removed() -> None:
     buffer.put(b"x")
     buffer.close()
     assert asyncio.run(read_all(buffer)) == [b"x"]
+
+
+FLOOD = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+from engine_plugin.goplugin.stdout import StandardOutput
+output = StandardOutput()
+os.write(1, b"x" * 200_000)
+output.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems read with a thread from the start")
+def test_output_is_read_although_the_host_left_sigio_blocked() -> None:
+    done = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, timeout=LIMIT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
