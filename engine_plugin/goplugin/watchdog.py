@@ -90,7 +90,7 @@ else:
 
     if sys.platform == "linux":
         _PR_SET_PDEATHSIG = 1
-        _PARENT_ENDED = signal.SIGUSR1
+        _PARENT_ENDED = signal.SIGUSR2
 
         def _interrupt(parent: int, gone: Callable[[], None], cleanup: contextlib.ExitStack) -> None:
             """Let the kernel interrupt the main thread at the parent's end, which a blocked loop would not notice."""

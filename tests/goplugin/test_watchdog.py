@@ -74,7 +74,7 @@ def gone():
     os._exit(0)
 async def block():
     with watching_host(parent, gone):
-        while signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        while signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
             await asyncio.sleep(0.01)
         print("watching", flush=True)
         time.sleep(1000)

@@ -182,8 +182,8 @@ async def test_abandoned_calls_release_their_slot(begin: Begin) -> None:
     world = await begin({"rules": rules}, parallel=1)
     for number in range(8):
         asking = asyncio.create_task(world.stream() if number % 2 else world.chat())
-        queued = asyncio.create_task(world.chat())
         await world.fake.event("request", service="chat", number=number + 1)
+        queued = asyncio.create_task(world.chat())  # not before: either could take the slot
         await eventually(lambda: world.users() == 2)
         queued.cancel()
         await eventually(lambda: world.users() == 1)  # else the slot could be its own before its cancel arrives

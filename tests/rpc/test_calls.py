@@ -268,3 +268,14 @@ async def test_broken_answer_is_an_error_in_spite_of_its_status(body: bytes, sho
         with pytest.raises(RpcFailure) as caught:
             await within(call.read())
         assert caught.value.status == 13
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+async def test_server_stops_while_a_client_connects(short_dir: Path, turns: int) -> None:
+    """`turns` of the loop lie between connect and stop. (After none, asyncio loses the connection.)"""
+    async with serving(f"unix:{short_dir}/s"):
+        reader, writer = await asyncio.open_unix_connection(short_dir / "s")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    await within(reader.read())
+    writer.close()
