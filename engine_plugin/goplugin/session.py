@@ -71,7 +71,7 @@ class Session:
         """Run the session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""
         self._stop_on_signals()
         try:
-            with watching_host(parent, lambda: self.stop("the host has died")):
+            with self._stdout.waking_loop(), watching_host(parent, lambda: self.stop("the host has died")):
                 plugin = await self._unless_stopped(load())
                 if plugin is not None:
                     await self._serve(plugin)

@@ -16,6 +16,10 @@ import select
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 if sys.platform == "linux":
     import fcntl
@@ -87,7 +91,8 @@ class StandardOutput:
             os.dup2(sink, 1)
             os.close(sink)
         self._source = source
-        self._pumped = False
+        self._settled = False
+        """Whether the thread that reads the pipe has begun, or there is nothing to read any more."""
         os.set_inheritable(2, False)
         self._await_output()
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -110,7 +115,8 @@ class StandardOutput:
         The buffer ends with the last output, unless a child still holds the pipe. Without a handshake line the real
         stdout stays open: at its end the host kills the plugin, and the logged error would be lost.
         """
-        if not self._pumped:
+        if not self._settled:
+            self._settled = True
             self._signal_output(False)
             self.buffer.close()
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -120,14 +126,35 @@ class StandardOutput:
     # A thread reads the pipe, because output of the event loop's own thread must be read while it is blocked. Most
     # plugins print nothing: on Linux the thread begins with the first output, which interrupts even a blocked write.
 
+    @contextlib.contextmanager
+    def waking_loop(self) -> Iterator[None]:
+        """Inside the block, let the first output wake the running event loop. Used by `session`.
+
+        A signal that comes just before the loop begins to wait, or to another thread, does not end that wait.
+        """
+        from engine_plugin.waiting import handle_signal
+
+        if sys.platform != "linux":
+            yield
+            return
+        handle_signal(signal.SIGIO, self._on_output)
+        self._start_if_printed()
+        try:
+            yield
+        finally:
+            if not self._settled:  # without a handler the signal ends the process
+                self._signal_output(False)
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGIO)
+            self._await_output()
+
     def _await_output(self) -> None:
         if sys.platform == "linux":
-            signal.signal(signal.SIGIO, lambda _number, _frame: self._start_pump())
+            signal.signal(signal.SIGIO, self._on_output)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])  # as the host may have left it
-            fcntl.fcntl(self._source, fcntl.F_SETOWN, os.getpid())
-            self._signal_output(True)
-            if select.select([self._source], [], [], 0)[0]:  # printed before
-                self._start_pump()
+            if not self._settled:
+                fcntl.fcntl(self._source, fcntl.F_SETOWN, os.getpid())
+                self._signal_output(True)
+                self._start_if_printed()
         else:
             self._start_pump()
 
@@ -135,12 +162,22 @@ class StandardOutput:
         if sys.platform == "linux":
             fcntl.fcntl(self._source, fcntl.F_SETFL, os.O_ASYNC if wanted else 0)
 
+    def _on_output(self, *_signal: object) -> None:
+        self._start_pump()
+
+    def _start_if_printed(self) -> None:
+        if not self._settled and select.select([self._source], [], [], 0)[0]:
+            self._start_pump()
+
     def _start_pump(self) -> None:
-        if self._pumped:
+        if self._settled:
             return
-        with contextlib.suppress(RuntimeError):  # the system refuses a thread; the next output tries again
+        self._settled = True  # first: another signal may interrupt this
+        try:
             _thread.start_new_thread(self._pump, ())  # `threading` has locks, which a signal's handler must not take
-            self._pumped = True
+        except RuntimeError:  # the system refuses a thread; the next output tries again
+            self._settled = False
+        else:
             self._signal_output(False)
 
     def _pump(self) -> None:

@@ -23,6 +23,7 @@ __all__ = ["LastResort", "watching_host"]
 
 _POLL_INTERVAL = 0.5  # seconds between looks, where the system has no event for a parent's end
 
+_AGAIN = 0.05  # seconds between the signals of the last resort
 _AFTER_START = 0.5  # seconds: what a blocked loop needs is loaded after the host's first calls
 
 _log = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ class LastResort:
             timer.daemon = True
             timer.start()
         else:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            # Again and again: a signal just before the main thread begins to wait does not end that wait.
+            signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
 
     def _kill(self) -> None:
         if self.exit_code:

@@ -97,3 +97,33 @@ output.close()
 def test_output_is_read_although_the_host_left_sigio_blocked() -> None:
     done = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, timeout=LIMIT)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# While the loop waits, the signal goes to another thread. Afterwards a signal must still have a handler.
+IDLE = r"""
+import asyncio, os, signal, sys, threading, time
+from engine_plugin.goplugin.stdout import StandardOutput
+output = StandardOutput()
+begun = threading.Event()
+def print_there():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
+    begun.wait()
+    time.sleep(0.2)  # nothing tells that the main thread has begun to wait
+    os.write(1, b"printed")
+    signal.pthread_kill(threading.get_ident(), signal.SIGIO)
+async def wait():
+    with output.waking_loop():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+        threading.Thread(target=print_there).start()
+        asyncio.get_running_loop().call_soon(begun.set)
+        sys.stderr.write((await asyncio.wait_for(output.buffer.get(), 30)).decode() + "\n")
+asyncio.run(wait())
+signal.raise_signal(signal.SIGIO)
+sys.stderr.write("alive\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems read with a thread from the start")
+def test_first_output_wakes_an_idle_loop() -> None:
+    done = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (0, "printed\nalive\n")
