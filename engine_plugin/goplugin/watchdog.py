@@ -6,6 +6,7 @@ A host that crashes sends no signal, and its plugin would go on running with the
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
@@ -142,6 +143,8 @@ class LastResort:
         if sys.platform != "win32":
             signal.signal(signal.SIGALRM, lambda _number, _frame: self._kill())
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])  # as the host may have left it
+            # After the exit handlers Python takes its handlers back, and the signal would end the process itself.
+            atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
     def arm(self, seconds: float) -> None:
         """Kill the process in `seconds`. Only the first call counts. Called from any thread or a signal handler."""

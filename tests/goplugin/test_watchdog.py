@@ -151,3 +151,21 @@ time.sleep(1000)
     )
     assert (ended.returncode, ended.stdout) == (code, "still here\nflushed\n")
     assert ("did not exit within 0.2 s" in ended.stderr) == bool(code)
+
+
+@pytest.mark.promise("G35")
+def test_slow_end_of_the_interpreter_does_not_change_the_exit_status() -> None:
+    """The limit passes after the exit handlers, when Python has no signal handlers any more."""
+    program = """
+import threading, time
+from engine_plugin.goplugin.watchdog import LastResort
+last_resort = LastResort(flush=lambda: None)
+last_resort.exit_code = 0
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)
+kept = Slow()
+last_resort.arm(0.2)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], env=environ(), cwd=ROOT, timeout=LIMIT)
+    assert ended.returncode == 0
