@@ -15,6 +15,7 @@ import grpc.aio
 from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.host.seam import CallEnded, RpcFailure
+from engine_plugin.rpc.status import GrpcStatus
 from engine_plugin.system.addresses import grpc_target, unix_path
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _TOO_LATE = 'Failed "execute_batch": (<grpc._cython.cygrpc.Send'
-_CANCELLED = 1
 
 
 class AioChannel:
@@ -113,7 +113,7 @@ class _AioCall:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._call.cancelled() and not (task and task.cancelling()):
-                raise RpcFailure(_CANCELLED, "the call was cancelled") from None  # not this task
+                raise RpcFailure(GrpcStatus.CANCELLED, "the call was cancelled") from None  # not this task
             raise
 
     def _was_late(self, error: grpc.aio.AioRpcError) -> bool:

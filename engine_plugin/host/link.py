@@ -25,6 +25,7 @@ from engine_plugin.host.failures import error_of, identified, is_success
 from engine_plugin.host.seam import RpcFailure
 from engine_plugin.jsontext import MOST_BYTES, MOST_MESSAGE
 from engine_plugin.protocol.stubs import provider_pb2
+from engine_plugin.rpc.status import GrpcStatus
 from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
@@ -42,21 +43,19 @@ SERVICE = provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
 
 T = TypeVar("T")
 
-# gRPC's numbers.
-_DEADLINE_EXCEEDED, _UNAVAILABLE = 4, 14
 _ERRORS: dict[int, type[EnginePluginError]] = {
-    1: UnavailableError,  # CANCELLED
-    3: InvalidRequestError,
-    _DEADLINE_EXCEEDED: DeadlineError,
-    5: NotFoundError,
-    7: AuthError,  # PERMISSION_DENIED
-    8: UnavailableError,  # RESOURCE_EXHAUSTED
-    9: PreconditionError,
-    10: BadGatewayError,  # ABORTED
-    12: UnsupportedError,
-    _UNAVAILABLE: UnavailableError,
-    15: BadGatewayError,  # DATA_LOSS
-    16: AuthError,  # UNAUTHENTICATED
+    GrpcStatus.CANCELLED: UnavailableError,
+    GrpcStatus.INVALID_ARGUMENT: InvalidRequestError,
+    GrpcStatus.DEADLINE_EXCEEDED: DeadlineError,
+    GrpcStatus.NOT_FOUND: NotFoundError,
+    GrpcStatus.PERMISSION_DENIED: AuthError,
+    GrpcStatus.RESOURCE_EXHAUSTED: UnavailableError,
+    GrpcStatus.FAILED_PRECONDITION: PreconditionError,
+    GrpcStatus.ABORTED: BadGatewayError,
+    GrpcStatus.UNIMPLEMENTED: UnsupportedError,
+    GrpcStatus.UNAVAILABLE: UnavailableError,
+    GrpcStatus.DATA_LOSS: BadGatewayError,
+    GrpcStatus.UNAUTHENTICATED: AuthError,
 }
 # A lost connection is noticed at once, the exit that caused it a moment later.
 _EXIT_FOLLOWS = 2.0
@@ -145,14 +144,14 @@ class Link:
     async def _translate(self, failure: RpcFailure) -> EnginePluginError:
         process = self.process
         # The state of the channel can change later than the call fails.
-        if process is not None and (failure.status == _UNAVAILABLE or not self.channel.connected):
+        if process is not None and (failure.status == GrpcStatus.UNAVAILABLE or not self.channel.connected):
             await process.wait(_EXIT_FOLLOWS)
         if process is not None and process.returncode is not None:
             return PluginProcessError(process.describe("during the call"))
         details = failure.details or f"gRPC status {failure.status}"
-        if failure.status == _DEADLINE_EXCEEDED:
+        if failure.status == GrpcStatus.DEADLINE_EXCEEDED:
             details = f"plugin {self.name!r} did not answer in time: {details}"
-        elif failure.status == _UNAVAILABLE and process is None:
+        elif failure.status == GrpcStatus.UNAVAILABLE and process is None:
             details = f"nothing answers at {self.address}: {details}"
         return identified(_ERRORS.get(failure.status, EnginePluginError)(details), failure.metadata)
 

@@ -13,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.host.seam import CallEnded, RpcFailure
 from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
+from engine_plugin.rpc.status import GrpcStatus
 from engine_plugin.rpc.wire import MessageReader, WireError, parse_end, prefixed, write_timeout
 from engine_plugin.system.addresses import host_of, unix_path
 
@@ -30,14 +31,24 @@ __all__ = ["NativeChannel", "client_context"]
 
 _LONGEST = (1 << 31) - 1  # bytes of a message: protobuf's limit
 _CANCEL = 8  # HTTP/2's code for a stream that is no longer needed
-_CANCELLED, _UNKNOWN, _DEADLINE_EXCEEDED, _INTERNAL, _UNAVAILABLE = 1, 2, 4, 13, 14
 
 _LATE = "the deadline of the call has passed"
 
 # "Errors" in "gRPC over HTTP2": the status of a call whose stream was reset with a code.
-_OF_RESETS = {7: _UNAVAILABLE, 8: _CANCELLED, 11: 8, 12: 7}
+_OF_RESETS = {
+    7: GrpcStatus.UNAVAILABLE,
+    8: GrpcStatus.CANCELLED,
+    11: GrpcStatus.RESOURCE_EXHAUSTED,
+    12: GrpcStatus.PERMISSION_DENIED,
+}
 # "HTTP to gRPC status code mapping", for servers or proxies that do not speak gRPC.
-_OF_HTTP = {b"400": 13, b"401": 16, b"403": 7, b"404": 12, b"429": 14, b"502": 14, b"503": 14, b"504": 14}
+_OF_HTTP = {
+    b"400": GrpcStatus.INTERNAL,
+    b"401": GrpcStatus.UNAUTHENTICATED,
+    b"403": GrpcStatus.PERMISSION_DENIED,
+    b"404": GrpcStatus.UNIMPLEMENTED,
+    **dict.fromkeys((b"429", b"502", b"503", b"504"), GrpcStatus.UNAVAILABLE),
+}
 
 
 class _ClientStream(Stream):
@@ -61,7 +72,7 @@ class _ClientStream(Stream):
         while not messages:
             if self.outcome is not None:
                 if self._reader.incomplete and not self.outcome.status:
-                    self.outcome = RpcFailure(_INTERNAL, "the server ended the call within a message")
+                    self.outcome = RpcFailure(GrpcStatus.INTERNAL, "the server ended the call within a message")
                 return None
             self._arrival = self.connection.loop.create_future()
             await self._arrival
@@ -91,7 +102,7 @@ class _ClientStream(Stream):
 
     def end_at(self, deadline: float) -> None:
         """End the call at a time of the event loop's clock."""
-        self._timer = asyncio.get_running_loop().call_at(deadline, self.abandon, _DEADLINE_EXCEEDED, _LATE)
+        self._timer = asyncio.get_running_loop().call_at(deadline, self.abandon, GrpcStatus.DEADLINE_EXCEEDED, _LATE)
 
     def abandon(self, status: int, details: str) -> None:
         """End the call from this side, once."""
@@ -102,10 +113,10 @@ class _ClientStream(Stream):
     def on_headers(self, headers: Headers, *, ended: bool) -> None:
         fields = dict(headers)
         if (http := fields.get(b":status")) != b"200":
-            status = _OF_HTTP.get(http or b"", _UNKNOWN)
+            status = _OF_HTTP.get(http or b"", GrpcStatus.UNKNOWN)
             self.abandon(status, f"the server answered with HTTP status {(http or b'').decode('ascii', 'replace')}")
         elif not fields.get(b"content-type", b"").startswith(b"application/grpc"):
-            self.abandon(_UNKNOWN, "the server does not speak gRPC")
+            self.abandon(GrpcStatus.UNKNOWN, "the server does not speak gRPC")
         elif ended:
             self.end_with(headers)
         else:
@@ -123,7 +134,7 @@ class _ClientStream(Stream):
         if not self._reader.messages:
             self.consumed()  # else a message longer than the window would never be complete
         if ended:
-            self.finish_with(_INTERNAL, "the server ended the call without a status")
+            self.finish_with(GrpcStatus.INTERNAL, "the server ended the call without a status")
         elif self._arrival is not None and not self._arrival.done() and self._reader.messages:
             self._arrival.set_result(None)
 
@@ -132,9 +143,9 @@ class _ClientStream(Stream):
 
     def on_closed(self, code: int | None) -> None:
         if code is None:
-            self.finish_with(_UNAVAILABLE, "the connection was lost")
+            self.finish_with(GrpcStatus.UNAVAILABLE, "the connection was lost")
         else:
-            self.finish_with(_OF_RESETS.get(code, _INTERNAL), f"the server reset the call with code {code}")
+            self.finish_with(_OF_RESETS.get(code, GrpcStatus.INTERNAL), f"the server reset the call with code {code}")
 
 
 class _NativeCall:
@@ -154,7 +165,7 @@ class _NativeCall:
         try:
             stream = connection.request(headers, _ClientStream)
         except StreamEnded as error:
-            raise RpcFailure(_UNAVAILABLE, "the connection was lost") from error
+            raise RpcFailure(GrpcStatus.UNAVAILABLE, "the connection was lost") from error
         if data is not None:
             stream.complete = True
             stream.send_data(data, end=True)
@@ -176,9 +187,11 @@ class _NativeCall:
             try:
                 return self._answer.FromString(data)
             except DecodeError:
-                stream.abandon(_INTERNAL, "")
+                stream.abandon(GrpcStatus.INTERNAL, "")
                 name = self._answer.DESCRIPTOR.full_name
-                raise RpcFailure(_INTERNAL, f"the server sent something other than a {name} message") from None
+                raise RpcFailure(
+                    GrpcStatus.INTERNAL, f"the server sent something other than a {name} message"
+                ) from None
         if stream.outcome is not None and stream.outcome.status:
             raise stream.outcome
         return None
@@ -208,19 +221,19 @@ class _NativeCall:
 
     async def aclose(self) -> None:
         if self._stream is not None:
-            self._stream.abandon(_CANCELLED, "the call was cancelled")
+            self._stream.abandon(GrpcStatus.CANCELLED, "the call was cancelled")
         elif self._beginning is not None:
             self._beginning.cancel()
 
     async def _begun(self) -> _ClientStream:
         if self._beginning is None:
-            raise RpcFailure(_CANCELLED, "the call was cancelled")
+            raise RpcFailure(GrpcStatus.CANCELLED, "the call was cancelled")
         try:
             return await asyncio.shield(self._beginning)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._beginning.cancelled() and not (task and task.cancelling()):
-                raise RpcFailure(_CANCELLED, "the call was cancelled") from None
+                raise RpcFailure(GrpcStatus.CANCELLED, "the call was cancelled") from None
             raise
 
 
@@ -294,7 +307,7 @@ class NativeChannel:
             async with asyncio.timeout_at(deadline):
                 connection = await self._connected()
         except TimeoutError:
-            raise RpcFailure(_DEADLINE_EXCEEDED, _LATE) from None
+            raise RpcFailure(GrpcStatus.DEADLINE_EXCEEDED, _LATE) from None
         return call.begin(connection, headers, data, deadline)
 
     async def _connected(self) -> Connection:
@@ -302,7 +315,7 @@ class NativeChannel:
         if self._connection is not None and not self._connection.going_away:
             return self._connection
         if self._closed:
-            raise RpcFailure(_CANCELLED, "the channel is closed")
+            raise RpcFailure(GrpcStatus.CANCELLED, "the channel is closed")
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(self._connected_or_not)
@@ -328,7 +341,7 @@ class NativeChannel:
                 host, port = host_of(self._address), int(self._address.rpartition(":")[2])
                 _, connection = await loop.create_connection(made, host, port, ssl=self._tls, server_hostname=name)
         except OSError as error:
-            raise RpcFailure(_UNAVAILABLE, f"cannot connect: {error}") from error
+            raise RpcFailure(GrpcStatus.UNAVAILABLE, f"cannot connect: {error}") from error
         self._connection = connection
         self._connections.add(connection)
         return connection

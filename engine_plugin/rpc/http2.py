@@ -71,7 +71,7 @@ class StreamEnded(Exception):  # noqa: N818  # the peer may have ended it
 class Stream:
     """One stream of a connection. Subclasses implement the methods `on_…`, which the connection calls.
 
-    What is sent after the end of the stream goes nowhere; `on_closed` has told the subclass, or will.
+    What is sent after the end of the stream is dropped; `on_closed` reports that end.
     """
 
     __slots__ = ("_held", "_room", "_taken", "closed", "connection", "id")

@@ -10,6 +10,8 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from engine_plugin.rpc.status import GrpcStatus
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -29,12 +31,10 @@ __all__ = [
 ENCODINGS = frozenset({b"identity", b"gzip"})
 """Compressions of messages that are read; none is used for what is sent."""
 
-_RESOURCE_EXHAUSTED, _INTERNAL, _UNKNOWN = 8, 13, 2
 _PREFIX = 5  # bytes: the compressed flag and the length
 _AHEAD = 64  # messages that are cut before one is taken
-_MOST_DETAILS = (
-    4000  # bytes of a status's message as it is sent: grpcio's clients fail a call with over 8 KiB of headers
-)
+_MOST_DETAILS = 4000
+"""Bytes of a status's message as it is sent: grpcio's clients fail a call with over 8 KiB of headers."""
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
@@ -42,7 +42,7 @@ _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 class WireError(Exception):
     """A stream holds something other than messages. `status` is the gRPC status that ends the call."""
 
-    def __init__(self, status: int, details: str) -> None:
+    def __init__(self, status: GrpcStatus, details: str) -> None:
         super().__init__(details)
         self.status = status
         self.details = details
@@ -105,20 +105,24 @@ class MessageReader:
 
     def _unzipped(self, flag: int, data: bytes) -> bytes:
         if flag != 1 or not self.unzips:
-            raise WireError(_INTERNAL, f"a message has the compressed flag {flag} and no encoding that is read")
+            raise WireError(
+                GrpcStatus.INTERNAL, f"a message has the compressed flag {flag} and no encoding that is read"
+            )
         unzip = zlib.decompressobj(wbits=31)
         try:
             content = unzip.decompress(data, self._limit + 1)
         except zlib.error as error:
-            raise WireError(_INTERNAL, f"a message is not valid gzip: {error}") from error
+            raise WireError(GrpcStatus.INTERNAL, f"a message is not valid gzip: {error}") from error
         self._check_size(len(content))
         if not unzip.eof:
-            raise WireError(_INTERNAL, "a message ends before its gzip data does")
+            raise WireError(GrpcStatus.INTERNAL, "a message ends before its gzip data does")
         return content
 
     def _check_size(self, size: int) -> None:
         if size > self._limit:
-            raise WireError(_RESOURCE_EXHAUSTED, f"a message has {size} bytes or more; the limit is {self._limit}")
+            raise WireError(
+                GrpcStatus.RESOURCE_EXHAUSTED, f"a message has {size} bytes or more; the limit is {self._limit}"
+            )
 
 
 def parse_timeout(value: bytes) -> float | None:
@@ -172,11 +176,11 @@ def parse_end(headers: Iterable[tuple[bytes, bytes]]) -> End:
     status, details, metadata = None, "", {}
     for name, value in headers:
         if name == b"grpc-status":
-            status = int(value) if value.isdigit() and len(value) < 4 else _UNKNOWN
+            status = int(value) if value.isdigit() and len(value) < 4 else GrpcStatus.UNKNOWN
         elif name == b"grpc-message":
             details = unquote_to_bytes(value).decode("utf-8", "replace")
         elif not name.startswith((b":", b"grpc-")) and not name.endswith(b"-bin"):
             metadata[name.decode("ascii", "replace")] = value.decode("utf-8", "replace")
     if status is None:
-        return End(_UNKNOWN, "the server ended the call without a status", metadata)
+        return End(GrpcStatus.UNKNOWN, "the server ended the call without a status", metadata)
     return End(status, details, metadata)

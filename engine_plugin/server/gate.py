@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from engine_plugin.errors import AuthError
+from engine_plugin.server.peers import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from engine_plugin.server.peers import LocalPeers
 
 __all__ = ["Gate", "method_kind"]
-
-_REFUSED = AuthError("the plugin serves only the user that runs it")
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -56,7 +54,7 @@ def _admitting(handler: grpc.RpcMethodHandler[Any, Any], peers: LocalPeers) -> g
 
     async def check(context: grpc.aio.ServicerContext[Any, Any]) -> None:
         if not await peers.admits(context.peer()):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, _REFUSED.message, tuple(_REFUSED.metadata.items()))
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, REFUSED.message, tuple(REFUSED.metadata.items()))
 
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         await check(context)

@@ -14,12 +14,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
+from engine_plugin.rpc.status import GrpcStatus
 from engine_plugin.rpc.wire import fitting
 from engine_plugin.server.gate import Gate, method_kind
 from engine_plugin.server.health import health
 from engine_plugin.server.peers import LocalPeers
 from engine_plugin.server.reflection import reflection
-from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
+from engine_plugin.server.seam import HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import grpc_target, host_of, is_loopback
 
 if TYPE_CHECKING:

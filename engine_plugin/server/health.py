@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from engine_plugin.protocol.stubs.standard import health_pb2
-from engine_plugin.server.seam import GrpcStatus, RpcError, RpcService
+from engine_plugin.rpc.status import GrpcStatus
+from engine_plugin.server.seam import RpcError, RpcService
 
 if TYPE_CHECKING:
     from engine_plugin.server.seam import Call

@@ -10,12 +10,13 @@ import ngh2
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from engine_plugin.errors import AuthError, InvalidRequestError
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.rpc.http2 import Connection, Stream, StreamEnded
+from engine_plugin.rpc.status import GrpcStatus
 from engine_plugin.rpc.wire import ENCODINGS, MessageReader, WireError, parse_timeout, prefixed, trailers
 from engine_plugin.server.health import health
-from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcServer
+from engine_plugin.server.seam import HostGone, RpcError, RpcServer
 from engine_plugin.system.addresses import host_of, is_loopback, unix_path
 
 if TYPE_CHECKING:
@@ -34,14 +35,12 @@ _log = logging.getLogger(__name__)
 
 _HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,gzip"))
 _OK = ((b"grpc-status", b"0"),)
-_UNKNOWN = 2
 _NO_ERROR = 0  # HTTP/2's code for "stop sending, the answer is complete"
 _LEAVE_TAKING = 5.0  # seconds for a client that still sends to read the status and end the call
 _MOST_LARGE = 1 << 30  # bytes of requests longer than their windows, of all calls under way
 _TOO_MUCH = "the long requests under way hold 1 GiB, the most that the plugin takes at a time: send it after they end"
 _WAITING_CONNECTIONS = 1024
 _LAST_BYTES = 0.3  # seconds for clients to read the last bytes and close
-_REFUSED = AuthError("the plugin serves only the user that runs it")
 
 
 class _Method(NamedTuple):
@@ -62,7 +61,6 @@ class _ServerCall(Stream):
     __slots__ = (
         "_answered",
         "_arrival",
-        "_deadline",
         "_ended",
         "_headed",
         "_large",
@@ -90,7 +88,6 @@ class _ServerCall(Stream):
         self._ended = False  # the request is complete
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._deadline: float | None = None
         self._arrival: asyncio.Future[None] | None = None
         self._trailing: Mapping[str, str] = {}
         self._reader = MessageReader(MOST_MESSAGE)
@@ -125,9 +122,7 @@ class _ServerCall(Stream):
     def on_headers(self, headers: Headers, *, ended: bool) -> None:
         for name, value in headers:
             if name == b"grpc-timeout" and (seconds := parse_timeout(value)) is not None:
-                loop = asyncio.get_running_loop()
-                self._deadline = loop.time() + seconds
-                self._timer = loop.call_at(self._deadline, self._late)
+                self._timer = self.connection.loop.call_later(seconds, self._late)
             elif name == b"grpc-encoding":
                 self._reader.unzips = value == b"gzip"
         self._ended = ended
@@ -156,9 +151,9 @@ class _ServerCall(Stream):
         self._server.large += size
         self.consumed()
         if self._server.large > _MOST_LARGE:
-            self._reject(GrpcStatus.RESOURCE_EXHAUSTED.value, _TOO_MUCH)
+            self._reject(GrpcStatus.RESOURCE_EXHAUSTED, _TOO_MUCH)
 
-    def _reject(self, status: int, details: str) -> None:
+    def _reject(self, status: GrpcStatus, details: str) -> None:
         """End the call for its request, of which nothing more is kept."""
         self._cancel()
         self._end(status, details, {})
@@ -195,19 +190,21 @@ class _ServerCall(Stream):
         except HostGone:
             return
         except asyncio.CancelledError:  # the server stops, or something within the handler was cancelled
-            self._end(GrpcStatus.UNAVAILABLE.value, "the plugin cancelled the call", {})
+            self._end(GrpcStatus.UNAVAILABLE, "the plugin cancelled the call", {})
             raise
         except RpcError as error:
-            self._end(error.status.value, error.details, error.metadata)
+            self._end(error.status, error.details, error.metadata)
         except Exception as error:  # noqa: BLE001  # the edge: the client gets a status, and the log the traceback
             _log.error("a call failed", exc_info=error)
-            self._end(_UNKNOWN, f"{type(error).__name__}: {error}", {})
+            self._end(GrpcStatus.UNKNOWN, f"{type(error).__name__}: {error}", {})
         else:
-            self._end(0, "", self._trailing)
+            self._end(GrpcStatus.OK, "", self._trailing)
 
-    def refuse(self, error: AuthError) -> None:
-        """End the call of a client that may not call."""
-        self._end(GrpcStatus.PERMISSION_DENIED.value, error.message, error.metadata)
+    def refuse(self) -> None:
+        """End the call of another user."""
+        from engine_plugin.server.peers import REFUSED
+
+        self._end(GrpcStatus.PERMISSION_DENIED, REFUSED.message, REFUSED.metadata)
 
     def _only_message(self) -> Message:
         if len(self._reader.messages) != 1 or self._reader.incomplete:
@@ -218,7 +215,7 @@ class _ServerCall(Stream):
         try:
             data, size = self._reader.take()
         except WireError as broken:
-            raise RpcError(GrpcStatus(broken.status), broken.details) from None
+            raise RpcError(broken.status, broken.details) from None
         self.consumed(size if self._reader.messages else None)
         if self._method.streams_request:
             self._shrink()
@@ -237,7 +234,7 @@ class _ServerCall(Stream):
             self.send_headers(_HEAD)
         self.send_data(prefixed(message.SerializeToString()), more=more)
 
-    def _end(self, status: int, details: str, metadata: Mapping[str, str]) -> None:
+    def _end(self, status: GrpcStatus, details: str, metadata: Mapping[str, str]) -> None:
         """End the call, once."""
         if self._answered or self.closed:
             return
@@ -250,11 +247,11 @@ class _ServerCall(Stream):
         else:
             self.send_headers((*_HEAD, *fields), end=True)
         if not self._ended:  # a reset at once would overtake the status
-            self._timer = asyncio.get_running_loop().call_later(_LEAVE_TAKING, self.reset, _NO_ERROR)
+            self._timer = self.connection.loop.call_later(_LEAVE_TAKING, self.reset, _NO_ERROR)
 
     def _late(self) -> None:
         self._cancel()
-        self._end(GrpcStatus.DEADLINE_EXCEEDED.value, "the deadline of the call has passed", {})
+        self._end(GrpcStatus.DEADLINE_EXCEEDED, "the deadline of the call has passed", {})
 
     def _cancel(self) -> None:
         if self._task is not None and not self._task.done():
@@ -372,7 +369,7 @@ class NativeServer(RpcServer):
         what = f"method {path.decode('ascii', 'replace')}"
         if method is not None:
             what = f"compression {encoding.decode('ascii', 'replace')}; use gzip or none"
-        connection.refuse(number, (*_HEAD, *trailers(GrpcStatus.UNIMPLEMENTED.value, f"no {what}", {})))
+        connection.refuse(number, (*_HEAD, *trailers(GrpcStatus.UNIMPLEMENTED, f"no {what}", {})))
         return None
 
     def _reflection_method(self, path: bytes) -> _Method | None:
@@ -404,7 +401,7 @@ class NativeServer(RpcServer):
         if await asyncio.shield(looking):
             await call.answer()
         else:
-            call.refuse(_REFUSED)
+            call.refuse()
 
 
 def _grpc_peer(name: tuple[Any, ...]) -> str:

@@ -16,9 +16,13 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
+from engine_plugin.errors import AuthError
 from engine_plugin.system.files import in_thread
 
-__all__ = ["LocalPeers"]
+__all__ = ["REFUSED", "LocalPeers"]
+
+REFUSED = AuthError("the plugin serves only the user that runs it")
+"""The answer to a call of another user."""
 
 _log = logging.getLogger(__name__)
 

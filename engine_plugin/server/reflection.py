@@ -9,7 +9,8 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 
 from engine_plugin.protocol.stubs.standard import reflection_pb2, reflection_v1alpha_pb2
-from engine_plugin.server.seam import GrpcStatus, RpcService
+from engine_plugin.rpc.status import GrpcStatus
+from engine_plugin.server.seam import RpcService
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

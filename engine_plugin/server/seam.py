@@ -6,7 +6,6 @@ server can replace it by implementing `RpcServer`.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -17,22 +16,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from engine_plugin.errors import EnginePluginError
+    from engine_plugin.rpc.status import GrpcStatus
 
-__all__ = ["Call", "GrpcStatus", "HostGone", "HostedPlugin", "RpcError", "RpcServer", "RpcService"]
-
-
-class GrpcStatus(Enum):
-    """The gRPC statuses that handlers use, with gRPC's names and numbers."""
-
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    ABORTED = 10
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
+__all__ = ["Call", "HostGone", "HostedPlugin", "RpcError", "RpcServer", "RpcService"]
 
 
 class RpcError(Exception):

@@ -28,9 +28,10 @@ from engine_plugin.messages import ConversationMessage
 from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.redaction import sendable
+from engine_plugin.rpc.status import GrpcStatus
 from engine_plugin.server.hosts import Host
 from engine_plugin.server.payloads import model_name, model_names, pull_request
-from engine_plugin.server.seam import GrpcStatus, HostGone, RpcError, RpcService
+from engine_plugin.server.seam import HostGone, RpcError, RpcService
 from engine_plugin.system.limits import NO_FILES, files_in_use
 
 if TYPE_CHECKING:

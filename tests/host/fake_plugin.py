@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
+from engine_plugin.rpc.status import GrpcStatus
 from engine_plugin.server import new_server
-from engine_plugin.server.seam import Call, GrpcStatus, RpcError, RpcServer, RpcService
+from engine_plugin.server.seam import Call, RpcError, RpcServer, RpcService
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +12,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_tools import protoc
 
-from engine_plugin.server.seam import GrpcStatus, RpcError, RpcService
+from engine_plugin.rpc.status import GrpcStatus
+from engine_plugin.server.seam import RpcError, RpcService
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVICE", "TestService", "message", "rpc", "service"]
 
-_Status = Enum(  # those of GrpcStatus are what the plugin uses
-    "_Status",
-    "CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED "
-    "RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS "
-    "UNAUTHENTICATED",
-)
 _PROTO = Path(__file__).with_suffix(".proto")
 
 
@@ -62,7 +56,7 @@ def payload(size: int) -> Any:
 def _check(status: Any) -> None:
     """End the call with the status that the request asks for."""
     if status.code:
-        raise RpcError(cast("GrpcStatus", _Status(status.code)), status.message)
+        raise RpcError(GrpcStatus(status.code), status.message)
 
 
 class TestService:

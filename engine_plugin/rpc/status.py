@@ -1,0 +1,29 @@
+"""The statuses with which gRPC calls end."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["GrpcStatus"]
+
+
+class GrpcStatus(IntEnum):
+    """gRPC's statuses, with its names and numbers. A call that succeeds ends with OK."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
