@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, cast
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.pipe import Pipe, Pipes
 from engine_plugin.rpc.memory import connect_in_memory
-from engine_plugin.server.native import NativeServer
 from engine_plugin.server.seam import RpcServer
 from engine_plugin.system.certificates import Identity, pem_to_ders, tls_context
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine_plugin.goplugin.pipe import Dial
+    from engine_plugin.server.native import NativeServer
     from engine_plugin.server.seam import RpcService
 
 __all__ = ["TlsServer", "host_certificates", "outer_context"]
@@ -99,7 +99,9 @@ class TlsServer(RpcServer):
 
     def _inner_server(self) -> RpcServer:
         """The server behind TLS."""
-        return NativeServer("plugin")
+        from engine_plugin.server.native import NativeServer  # not above: with grpcio, ngh2 may not be installed
+
+        return NativeServer()
 
     async def _dial(self) -> Dial:
         """Start the server behind TLS; returns what connects a protocol to it."""

@@ -35,6 +35,28 @@ def test_only_the_chosen_implementation_is_loaded(
     assert done.stdout.strip() == loaded
 
 
+WITHOUT_THE_CORE = """\
+import asyncio, sys
+sys.modules["ngh2"] = None
+from engine_plugin.goplugin.relay import RelayingTlsServer
+from engine_plugin.host.channel import open_channel
+from engine_plugin.server import new_server
+async def main():
+    new_server()
+    RelayingTlsServer(frozenset(), "")
+    await open_channel("unix:/nowhere").close()
+asyncio.run(main())
+"""
+
+
+def test_grpcio_serves_hosts_with_and_without_tls_where_the_core_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ENGINE_PLUGIN_GRPC", "grpcio")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_THE_CORE], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     def find(name: str) -> Any:
         return None if name in missing else importlib.util.find_spec(name)
