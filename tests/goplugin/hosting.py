@@ -170,3 +170,32 @@ class Hosted:
                 self.plain.append(line.decode())
             self._grown.set()
         self._grown.set()
+
+
+def names(directory: Path) -> list[str]:
+    """What is in a directory."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+async def end_without_reader(socket_dir: Path, **variables: str) -> int:
+    """Start the plugin with a standard output that has no reader; the status with which it exits."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    nowhere = asyncio.subprocess.DEVNULL
+    try:
+        plugin = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.goplugin.plugin"),
+            stdin=nowhere,
+            stdout=write_end,
+            stderr=nowhere,
+            env=environ(PLUGIN_UNIX_SOCKET_DIR=str(socket_dir), **variables),
+            cwd=ROOT,
+        )
+    finally:
+        os.close(write_end)
+    try:
+        return await within(plugin.wait())
+    finally:
+        if plugin.returncode is None:
+            plugin.kill()
+            await plugin.wait()

@@ -19,7 +19,7 @@ from engine_plugin.errors import PluginProcessError
 from engine_plugin.goplugin.handshake import HostEnv, handshake_line
 from engine_plugin.host import launch as launch_as_host
 from engine_plugin.rpc.choice import use_grpcio
-from tests.goplugin.hosting import ROOT, environ
+from tests.goplugin.hosting import ROOT, end_without_reader, environ, names
 from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no unix sockets"),
     pytest.mark.skipif(use_grpcio(), reason="grpcio cannot take over a socket"),
 ]
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
 
 
 @pytest.mark.promise("G11", "G12", "G15", "G18")
@@ -122,27 +118,8 @@ async def test_signal_after_the_early_line_ends_the_plugin(start: Launch, short_
 
 @pytest.mark.promise("G36")
 async def test_plugin_whose_early_line_has_no_reader_leaves_nothing(short_dir: Path) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    nowhere = asyncio.subprocess.DEVNULL
-    try:
-        plugin = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.goplugin.plugin"),
-            stdin=nowhere,
-            stdout=write_end,
-            stderr=nowhere,
-            env=environ(TEST_EARLY="1", PLUGIN_UNIX_SOCKET_DIR=str(short_dir)),
-            cwd=ROOT,
-        )
-    finally:
-        os.close(write_end)
-    try:
-        assert await within(plugin.wait()) == 0
-        assert names(short_dir) == []
-    finally:
-        if plugin.returncode is None:
-            plugin.kill()
-            await plugin.wait()
+    assert await end_without_reader(short_dir, TEST_EARLY="1") == 0
+    assert names(short_dir) == []
 
 
 # It dies as soon as it has read the line.

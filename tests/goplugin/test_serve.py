@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from engine_plugin.protocol.stubs.goplugin import broker_pb2
-from tests.goplugin.hosting import Hosted
+from tests.goplugin.hosting import Hosted, end_without_reader, names
 from tests.patience import LIMIT, pace, within
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 DAMAGED = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and unix sockets are for POSIX")
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
 
 
 async def end_in_time(plugin: Hosted) -> int:
@@ -411,32 +407,10 @@ async def test_plugin_exits_when_its_host_is_killed(short_dir: Path, aclose: str
 
 @pytest.mark.promise("G36")
 @posix
-async def test_plugin_exits_when_its_host_dies_before_the_handshake(start: Launch, short_dir: Path) -> None:
+async def test_plugin_exits_when_its_host_dies_before_the_handshake(short_dir: Path) -> None:
     """The handshake line has no reader."""
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    try:
-        plugin = await start_with_stdout(write_end, short_dir)
-    finally:
-        os.close(write_end)
-    try:
-        assert await within(plugin.wait()) == 0
-        assert names(short_dir) == []
-    finally:
-        if plugin.returncode is None:
-            plugin.kill()
-            await plugin.wait()
-
-
-async def start_with_stdout(stdout: int, short_dir: Path) -> asyncio.subprocess.Process:
-    from tests.goplugin.hosting import ROOT, environ
-
-    variables = environ(PLUGIN_UNIX_SOCKET_DIR=str(short_dir))
-    command = [sys.executable, "-m", "tests.goplugin.plugin"]
-    nowhere = asyncio.subprocess.DEVNULL
-    return await asyncio.create_subprocess_exec(
-        *command, stdin=nowhere, stdout=stdout, stderr=nowhere, env=variables, cwd=ROOT
-    )
+    assert await end_without_reader(short_dir) == 0
+    assert names(short_dir) == []
 
 
 @pytest.mark.promise("G9")
