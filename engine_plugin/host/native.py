@@ -144,6 +144,8 @@ class _ClientStream(Stream):
     def on_closed(self, code: int | None) -> None:
         if code is None:
             self.finish_with(GrpcStatus.UNAVAILABLE, "the connection was lost")
+        elif code == _CANCEL and self._timer is not None and self._timer.when() <= self.connection.loop.time():
+            self.finish_with(GrpcStatus.DEADLINE_EXCEEDED, _LATE)  # servers reset such calls, too
         else:
             self.finish_with(_OF_RESETS.get(code, GrpcStatus.INTERNAL), f"the server reset the call with code {code}")
 

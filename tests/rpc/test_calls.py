@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -279,3 +280,25 @@ async def test_server_stops_while_a_client_connects(short_dir: Path, turns: int)
             await asyncio.sleep(0)
     await within(reader.read())
     writer.close()
+
+
+async def test_reset_after_the_deadline_counts_as_the_deadline(short_dir: Path) -> None:
+    """A server may reset a call when its deadline passes, and the reset may be read before this side's timer runs."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server = ngh2.Connection(ngh2.Role.SERVER)
+        server.initiate_connection({})
+        while data := await reader.read(1 << 16):
+            server.receive_data(data)
+            requests = [event.stream_id for event in server.events() if isinstance(event, events.RequestReceived)]
+            for number in requests:
+                server.reset_stream(number, ngh2.ErrorCode.CANCEL)
+            writer.write(server.data_to_send())
+            if requests:
+                time.sleep(0.1)  # noqa: ASYNC251  # so that reset and timer are due at the same turn of the loop
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, short_dir / "s"), channel_to(f"unix:{short_dir}/s") as channel:
+        with pytest.raises(RpcFailure) as caught:
+            await within(channel.begin(rpc("EmptyCall"), message("Empty"), timeout=0.05).read())
+    assert caught.value.status == 4
